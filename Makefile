@@ -1,0 +1,43 @@
+# make book, make test: from a fresh clone, nothing else needed but Python 3.11, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# One torch thread in every process; string hashing the same in every process.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export PYTHONHASHSEED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help book test bench record clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev]'
+	@touch $@
+
+book: $(READY)  ## run every chapter, judge it, render the book, print the verdicts
+	$(BIN)/implicitreg reproduce
+	$(BIN)/implicitreg render
+
+test: $(READY)  ## lint, types, unit tests, recorded notebooks (nbval), other seeds (papermill)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadfile lib tests/unit
+	$(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 book
+	$(BIN)/pytest tests/notebooks
+
+bench: $(READY)  ## time the library against plain alternatives
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+
+record: $(READY)  ## execute the notebooks and write their recorded outputs
+	$(BIN)/implicitreg record
+
+clean:  ## delete what was built; the environment stays
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .benchmarks

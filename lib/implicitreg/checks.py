@@ -1,0 +1,57 @@
+"""What every routine of the library asks of its arguments, with one wording for each complaint."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def matrices(value: Tensor, name: str) -> Tensor:
+    """Return ``value`` if it is a finite floating-point tensor of shape ``(..., d, d')``.
+
+    Raises
+    ------
+    TypeError
+        Not a tensor, or not of dtype float32 or float64.
+    ValueError
+        Fewer than two dimensions, an empty matrix, or an entry that is not finite.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: must have dtype float32 or float64, got {str(value.dtype).removeprefix('torch.')}")
+    if value.ndim < 2 or 0 in value.shape[-2:]:
+        raise ValueError(f"{name}: must have shape (..., d, d') with d, d' >= 1, got {tuple(value.shape)}")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name}: must be finite, got NaN or infinity")
+    return value
+
+
+def integer(value: int, name: str, least: int) -> int:
+    """Return ``value`` if it is an integer of at least ``least``.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: must be an integer >= {least}, got {value!r}")
+    return value
+
+
+def positive(value: float, name: str, *, infinite: bool = False) -> float:
+    """Return ``value`` as a float if it is a positive number.
+
+    Raises
+    ------
+    ValueError
+        It is not, or it is infinite where that is not allowed.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number > 0 or (math.isinf(number) and not infinite):
+        raise ValueError(f"{name}: must be a {'' if infinite else 'finite '}number > 0, got {value!r}")
+    return number

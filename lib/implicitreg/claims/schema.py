@@ -1,0 +1,219 @@
+"""The claims of a paper, as `claims.yml` states them, validated."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from implicitreg.claims.rules import Rule
+from implicitreg.claims.statistics import FEWEST
+
+SCALES = ("smoke", "book", "paper")
+Scale = Literal["smoke", "book", "paper"]
+Verdict = Literal["reproduced", "reproduced in direction", "not reproduced", "differs", "unguarded", "not run"]
+
+
+class ClaimError(ValueError):
+    """A claim, or what was recorded for it, is not as it must be; the message names what and where."""
+
+
+class Published(BaseModel):
+    """The value in the paper: kept apart from what we measure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float | str | None = None
+    unit: str | None = None
+    origin: str | None = Field(default=None, alias="from")
+
+
+class Control(BaseModel):
+    """The negative control: what breaks the claim, so that the rule must reject it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str = Field(min_length=1)
+
+
+class Claim(BaseModel):
+    """One claim: what the paper says, and what would count as reproducing it.
+
+    ``seeds``, ``accept`` and ``published`` are mappings from scale to what holds there; a file may state them
+    once for all scales.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str
+    key: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    paper: str = Field(min_length=1)
+    number: str = Field(min_length=1)
+    statement: str = Field(min_length=1)
+    locator: str | None
+    source: Literal["paper", "author", "secondary", "recalled", "derived", "measured"]
+    kind: Literal["identity", "bound", "rate", "order", "value", "distribution"]
+    published: dict[str, Published]
+    measure: str = Field(min_length=1)
+    scales: tuple[Scale, ...] = Field(min_length=1)
+    seeds: dict[str, Annotated[int, Field(ge=1)]]
+    accept: dict[str, Rule]
+    direction: Rule | None = None
+    control: Control
+    expected: Verdict
+
+    @property
+    def id(self) -> str:
+        """The full id, ``<folder>.<key>``."""
+        return f"{self.folder}.{self.key}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, data: Any) -> Any:
+        """Give every scale its own seeds, rule and published value where the file states one for all."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("scales"), (list, tuple)):
+            return data
+        data = dict(data)
+        for name in ("seeds", "accept", "published"):
+            given = data.get(name, {} if name == "published" else None)
+            if given is None:
+                continue
+            if not (isinstance(given, Mapping) and given and set(given) <= set(SCALES)):
+                data[name] = dict.fromkeys(data["scales"], given)
+        return data
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Claim":
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError("'scales' names a scale twice")
+        for name in ("seeds", "accept", "published"):
+            missing = [s for s in self.scales if s not in getattr(self, name)]
+            if missing:
+                raise ValueError(f"'{name}' says nothing for scale {missing[0]!r}")
+        if self.expected == "not run":
+            raise ValueError("'expected' cannot be 'not run': a claim that is never recorded is no claim")
+        for scale in self.scales:
+            of, seeds = self.accept[scale].of, self.seeds[scale]
+            if self.direction is not None and self.direction.of != of:
+                raise ValueError("'direction' must judge the same statistic as 'accept'")
+            if of == "value" and seeds != 1:
+                raise ValueError("'seeds' must be 1 where 'of' is 'value'")
+            if seeds < FEWEST[of] and of != "slope":
+                raise ValueError(f"'seeds' must be at least {FEWEST[of]} where 'of' is {of!r}")
+        return self
+
+
+class ClaimFile(BaseModel):
+    """All claims of one folder of the book."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    folder: str
+    paper: str
+    claims: dict[str, Claim]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key given twice, where PyYAML keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _complaint(error: ValidationError) -> str:
+    """Return the first complaint of a failed validation as ``field: what is wrong``."""
+    first = error.errors(include_url=False)[0]
+    # The tag of a rule and the discriminator are pydantic's, not the file's.
+    path = [
+        str(part) for part in first["loc"] if not re.fullmatch(r"at_least|at_most|within|ordered|excludes", str(part))
+    ]
+    what = first["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{'.'.join(path) or 'claim'}: {what}{more}"
+
+
+def load(path: Path | str) -> ClaimFile:
+    """Read and validate a ``claims.yml``.
+
+    Parameters
+    ----------
+    path
+        The file; its folder's name becomes the first half of every claim's id.
+
+    Returns
+    -------
+    ClaimFile
+
+    Raises
+    ------
+    ClaimError
+        The file cannot be read, is no YAML, or breaks the schema: the message names file, claim and field.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ClaimError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ClaimError(f"{path}: is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or set(content) != {"paper", "claims"}:
+        raise ClaimError(f"{path}: must have exactly the two keys 'paper' and 'claims'")
+    if not isinstance(content["paper"], str) or not isinstance(content["claims"], dict) or not content["claims"]:
+        raise ClaimError(f"{path}: 'paper' must be a name, and 'claims' a mapping with at least one claim")
+    folder = path.resolve().parent.name
+    claims: dict[str, Claim] = {}
+    numbers: dict[tuple[str, str], str] = {}
+    for key, body in content["claims"].items():
+        if not isinstance(body, dict):
+            raise ClaimError(f"{path}: claim {key!r}: must be a mapping of fields")
+        try:
+            claim = Claim.model_validate({"paper": content["paper"], **body, "folder": folder, "key": key})
+        except ValidationError as error:
+            raise ClaimError(f"{path}: claim {key!r}: {_complaint(error)}") from None
+        other = numbers.setdefault((claim.paper, claim.number), key)
+        if other != key:
+            raise ClaimError(f"{path}: claim {key!r}: number: {claim.number} of {claim.paper} is taken by {other!r}")
+        claims[key] = claim
+    return ClaimFile(path=path, folder=folder, paper=content["paper"], claims=claims)
+
+
+def load_all(book: Path | str) -> dict[str, Claim]:
+    """Read every ``<book>/*/claims.yml``.
+
+    Parameters
+    ----------
+    book
+        The folder that holds the chapters.
+
+    Returns
+    -------
+    dict
+        Full id to `Claim`, chapters in alphabetical order, claims in the order of their files.
+
+    Raises
+    ------
+    ClaimError
+        As `load`, or when two chapters give one number of one paper twice.
+    """
+    claims: dict[str, Claim] = {}
+    numbers: dict[tuple[str, str], str] = {}
+    for path in sorted(Path(book).glob("*/claims.yml")):
+        for claim in load(path).claims.values():
+            other = numbers.setdefault((claim.paper, claim.number), claim.id)
+            if other != claim.id:
+                raise ClaimError(
+                    f"{path}: claim {claim.key!r}: number: {claim.number} of {claim.paper} is taken by {other}"
+                )
+            claims[claim.id] = claim
+    return claims

@@ -1,0 +1,161 @@
+"""The files that no code reads, but people and services do: each must say what is so.
+
+Run as a program, this copies the README's picture anew from the recorded notebook.
+"""
+
+import base64
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURE = ROOT / "book" / "_static" / "norms-up-rank-down.png"
+FIGURE = "fig-rank-flow"
+
+
+def pins(lines):
+    """Return name to version of every ``name==version``."""
+    found = (re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line.strip()) for line in lines)
+    return {re.sub(r"[-_.]+", "-", m[1]).lower(): m[2] for m in found if m}
+
+
+def recorded_figure(name):
+    """Return the PNG that a recorded notebook shows under this name."""
+    for path in sorted((ROOT / "book").glob("*/*.ipynb")):
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                if output.get("metadata", {}).get("image/png", {}).get("name") == name:
+                    return base64.b64decode(output["data"]["image/png"])
+    raise LookupError(f"no recorded notebook shows a figure {name}")
+
+
+def toc_files(entry):
+    """Return every document that the table of contents names."""
+    if isinstance(entry, dict):
+        own = [entry[key] for key in ("root", "file") if key in entry]
+        return own + [name for value in entry.values() for name in toc_files(value)]
+    return [name for item in entry for name in toc_files(item)] if isinstance(entry, list) else []
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_conda_environment_agrees_with_the_constraints():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip[0] == "-c constraints.txt"
+    assert pip[-1] == "-e .[book,dev]"
+    pinned = pins(pip)
+    constraints = pins((ROOT / "constraints.txt").read_text("utf-8").splitlines())
+    assert {"torch", "numpy", "scipy", "jupyter-book"} <= set(pinned)
+    assert pinned.items() <= constraints.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (python,) = [entry for entry in environment["dependencies"] if str(entry).startswith("python=")]
+    assert project["requires-python"] == ">=" + python.removeprefix("python=")
+
+
+def test_every_requirement_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
+    names = {re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower() for requirement in wanted}
+    assert names <= set(pins((ROOT / "constraints.txt").read_text("utf-8").splitlines()))
+
+
+def test_the_constraints_hold_pins_only():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line) for line in lines if line)
+
+
+def test_the_table_of_contents_names_every_page_and_no_other():
+    named = set(toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))))
+    book = ROOT / "book"
+    pages = [p for suffix in ("md", "ipynb") for p in book.rglob(f"*.{suffix}") if ".ipynb_checkpoints" not in p.parts]
+    assert named == {p.relative_to(ROOT).with_suffix("").as_posix() for p in pages}
+
+
+def test_notebooks_are_never_executed_by_the_build():
+    text = (ROOT / "_config.yml").read_text("utf-8")
+    # Unquoted, YAML reads `off` as false.
+    assert yaml.safe_load(text)["execute"]["execute_notebooks"] == "off"
+
+
+def test_every_cited_paper_is_in_the_bibliography():
+    known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text("utf-8"), re.MULTILINE))
+    cited = set()
+    for path in [*(ROOT / "book").rglob("*.md"), *(ROOT / "book").rglob("*.ipynb")]:
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", path.read_text("utf-8")):
+            cited |= {key.strip() for key in keys.split(",")}
+    papers = {yaml.safe_load(p.read_text("utf-8"))["paper"] for p in (ROOT / "book").glob("*/claims.yml")}
+    assert "razin2020" in cited
+    assert cited | papers <= known
+
+
+def test_the_citation_file_is_complete():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["license"] == "BSD-3-Clause"
+    assert citation["title"] == yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["title"]
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "lib/implicitreg/__init__.py").read_text("utf-8"))[1]
+    assert citation["version"] == version
+    assert all(author["name"] for author in citation["authors"])
+
+
+def test_the_readme_opens_with_the_two_commands(readme):
+    blocks = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
+    assert blocks == ["make book\nmake test\n"]
+    first_screen = readme.splitlines()[:25]
+    assert "make book" in first_screen
+    assert any(line.startswith("![") for line in first_screen)
+
+
+def test_the_commands_of_readme_and_pages_exist(readme):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    texts = [readme, *(p.read_text("utf-8") for p in [ROOT / "CONTRIBUTING.md", *(ROOT / "book").rglob("*.md")])]
+    named = {target for text in texts for target in re.findall(r"`make ([a-z]+)", text)}
+    assert {"book", "test", "bench", "record"} <= named <= targets
+
+
+def test_links_of_the_readme_lead_somewhere(readme):
+    targets = re.findall(r"\]\(([^)#]+)\)", readme)
+    assert "LICENSE" in targets
+    assert [t for t in targets if not t.startswith("https://") and not (ROOT / t).is_file()] == []
+
+
+def test_the_readme_picture_is_the_recorded_one():
+    told = f"run `python {Path(__file__).relative_to(ROOT)}` to copy the recorded figure anew"
+    assert PICTURE.read_bytes() == recorded_figure(FIGURE), told
+
+
+def test_the_readme_example_is_right(readme):
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    space = {}
+    setup, _, calls = code.partition("\neffective_rank")
+    exec(setup, space)
+    for line in f"effective_rank{calls}".strip().splitlines():
+        expression, _, told = line.partition("#")
+        assert float(eval(expression, space)) == pytest.approx(float(told.split(":")[0]), abs=5e-5)
+
+
+def test_the_workflow_runs_what_the_readme_says():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["build"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make test", "make book"]
+    (pages,) = [step for step in steps if "upload-pages-artifact" in step.get("uses", "")]
+    assert pages["with"]["path"] == "_build/html"
+
+
+def test_hooks_fetch_nothing():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    assert {hook["language"] for hook in config["repos"][0]["hooks"]} == {"system"}
+
+
+if __name__ == "__main__":
+    PICTURE.write_bytes(recorded_figure(FIGURE))
+    print(PICTURE.relative_to(ROOT))
