@@ -290,7 +290,7 @@ class Mime:
         if rule is not None:
             line += nodes.Text(f" Rule: {_rule_words(rule)}. Why: ")
             with renderer.current_node_context(line):
-                renderer.nested_render_text(rule.reason, data.line or 0, inline=True)
+                renderer.nested_render_text(rule.reason.rstrip("."), data.line or 0, inline=True)
             line += [nodes.Text(". "), _quote("control-sentence", claim.id)]
         return [table, line]
 
@@ -498,14 +498,19 @@ def _sensible(measured: Statistic) -> str:
     --------
     >>> _sensible(Statistic(70.6965, 40.0, 101.0, 8, "mean", 15.0))
     '71'
+    >>> _sensible(Statistic(0.50003, 0.4991, 0.5009, 8, "mean", 4e-4))
+    '0.5000'
     >>> _sensible(Statistic(0.123456, 0.123456, 0.123456, 1, "value"))
     '0.1235'
     """
-    reach = 0.0 if measured.standard_error is None else max(measured.high - measured.low, 0.0) / 2
-    if not reach or not measured.value:
-        return number(measured.value)
-    digits = math.floor(math.log10(abs(measured.value))) - math.floor(math.log10(reach)) + 2
-    return number(measured.value, min(max(digits, 1), 4))
+    value = measured.value
+    reach = 0.0 if measured.standard_error is None else (measured.high - measured.low) / 2
+    if reach <= 0 or not 1e-4 <= abs(value) < 1e7:
+        return number(value)
+    size = math.floor(math.log10(abs(value)))
+    digits = min(max(size - math.floor(math.log10(reach)) + 2, 1), 4)
+    # Zeros at the end stay: they are measured digits like any other.
+    return f"{float(f'{value:.{digits}g}'):,.{max(digits - 1 - size, 0)}f}"
 
 
 @dataclass(frozen=True)
@@ -513,9 +518,13 @@ class Writer:
     """Turns the placeholders of one page into nodes."""
 
     book: Book
-    env: BuildEnvironment
     relative: Callable[[str, str], str]
     docname: str
+
+    def judged(self, node: Quote) -> Judgement:
+        """Return the judgement of the one claim that a placeholder is about."""
+        (claim,) = node["claims"]
+        return self.book.judgement(claim)
 
     def link(self, claim: str, inner: nodes.Node, title: str | None = None) -> nodes.Node:
         """Return a node as a link to the cell that recorded the claim; the node itself where there is none."""
@@ -530,26 +539,26 @@ class Writer:
 
     def number(self, node: Quote) -> list[nodes.Node]:
         """Return a measured number."""
-        (claim,), form = node["claims"], node["form"]
-        judgement = self.book.judgement(claim)
-        if judgement.measured is None:
-            if judgement.scale in judgement.claim.scales:
-                _warn(f"{claim} is quoted, but no notebook of this build records it", node)
+        judgement, form = self.judged(node), node["form"]
+        claim, measured = judgement.claim, judgement.measured
+        if measured is None:
+            if judgement.scale in claim.scales:
+                _warn(f"{claim.id} is quoted, but no notebook of this build records it", node)
             return [nodes.inline("", "not run", classes=["not-run"])]
-        measured = judgement.measured
         try:
             text = format(measured.value, form) if form else _sensible(measured)
         except ValueError:
-            _warn(f"{claim}: {form!r} is no format of a number", node)
+            _warn(f"{claim.id}: {form!r} is no format of a number", node)
             text = "?"
-        words = _pretty(f"{judgement.claim.number}: {measured_words(judgement.claim, measured, judgement.scale)}")
-        return [self.link(claim, nodes.inline("", _pretty(text), classes=["measured"]), words)]
+        words = _pretty(f"{claim.number}: {measured_words(claim, measured, judgement.scale)}")
+        return [self.link(claim.id, nodes.inline("", _pretty(text), classes=["measured"]), words)]
 
     def verdict(self, node: Quote) -> list[nodes.Node]:
         """Return a badge, with a mark where the verdict is fragile or not the expected one."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
-        found = [self.link(claim, _badge(judgement.verdict, judgement.verdict), MEANINGS[judgement.verdict])]
+        judgement = self.judged(node)
+        found = [
+            self.link(judgement.claim.id, _badge(judgement.verdict, judgement.verdict), MEANINGS[judgement.verdict])
+        ]
         if judgement.fragile:
             margin = f"only {judgement.margin_se:.1f} standard errors from the rule's edge"
             mark = nodes.abbreviation("fragile", "fragile", explanation=margin, classes=["fragile"])
@@ -566,8 +575,7 @@ class Writer:
 
     def published(self, node: Quote) -> list[nodes.Node]:
         """Return what the paper gives, and where it gives it."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
+        judgement = self.judged(node)
         at = judgement.claim.published
         published = at.get(judgement.scale) or next(iter(at.values()))
         if published.value is None:
@@ -580,16 +588,14 @@ class Writer:
 
     def measured(self, node: Quote) -> list[nodes.Node]:
         """Return the judged statistic with its interval and n."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
+        judgement = self.judged(node)
         if judgement.measured is None:
             return [nodes.inline("", "—", classes=["none"])]
         return [nodes.Text(_pretty(measured_words(judgement.claim, judgement.measured, judgement.scale)))]
 
     def control(self, node: Quote) -> list[nodes.Node]:
         """Return the control's value, and whether the rule rejects it."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
+        judgement = self.judged(node)
         if judgement.control is None:
             return []
         fate = "rejected" if judgement.control_rejected else "accepted too"
@@ -597,8 +603,7 @@ class Writer:
 
     def control_sentence(self, node: Quote) -> list[nodes.Node]:
         """Return a sentence that says what the rule does to the control."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
+        judgement = self.judged(node)
         if judgement.control is None:
             return []
         fate = "rejects the control" if judgement.control_rejected else "accepts the control too, so it decides nothing"
@@ -606,8 +611,7 @@ class Writer:
 
     def rule(self, node: Quote) -> list[nodes.Node]:
         """Return the rule of the claim in words."""
-        (claim,) = node["claims"]
-        judgement = self.book.judgement(claim)
+        judgement = self.judged(node)
         accept = judgement.claim.accept
         rule = accept.get(judgement.scale) or next(iter(accept.values()))
         return [nodes.inline("", f" {_pretty(rule.words())}", classes=["locator"])]
@@ -615,11 +619,11 @@ class Writer:
     def counts(self, node: Quote) -> list[nodes.Node]:
         """Return how many claims got which verdict."""
         claims: list[str] = node["claims"]
-        count = Counter(self.book.judgement(claim).verdict for claim in claims)
+        count: Counter[str] = Counter(self.book.judgement(claim).verdict for claim in claims)
         found: list[nodes.Node] = [nodes.Text(f"{len(claims)} claim{'' if len(claims) == 1 else 's'}:")]
         for verdict in VERDICTS:
-            if count[verdict]:  # type: ignore[index]
-                found += [nodes.Text(" "), _badge(verdict, f"{count[verdict]} {verdict}")]  # type: ignore[index]
+            if count[verdict]:
+                found += [nodes.Text(" "), _badge(verdict, f"{count[verdict]} {verdict}")]
         return found
 
     def surprises(self, node: Quote) -> list[nodes.Node]:
@@ -706,7 +710,7 @@ class Resolve(SphinxPostTransform):
         if not quotes:
             return
         book = Book.of(self.env)
-        writer = Writer(book, self.env, self.app.builder.get_relative_uri, self.env.docname)
+        writer = Writer(book, self.app.builder.get_relative_uri, self.env.docname)
         for node in quotes:
             unknown = [c for c in node["claims"] if c not in book.claims]
             if unknown:
@@ -717,7 +721,7 @@ class Resolve(SphinxPostTransform):
 
 
 class Collector(EnvironmentCollector):
-    """Keeps evidence, figures and quoting documents right when documents change, vanish or are read in parallel."""
+    """Keeps what is known right when documents or claim files change, come, go, or are read in parallel."""
 
     def clear_doc(self, app: Sphinx, env: BuildEnvironment, docname: str) -> None:
         """Forget what a document gave."""
@@ -729,6 +733,15 @@ class Collector(EnvironmentCollector):
         for name in KEPT:
             given = _kept(other, name)
             _kept(env, name).update({docname: given[docname] for docname in docnames if docname in given})
+
+    def get_outdated_docs(
+        self, app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+    ) -> list[str]:
+        """Have every quoting document read anew when a claim file has come or gone."""
+        folders = sorted({claim.folder for claim in _claims(env).values()})
+        known = getattr(env, "implicitreg_folders", folders)
+        setattr(env, "implicitreg_folders", folders)  # noqa: B010
+        return [] if known == folders else sorted(_kept(env, "quotes"))
 
     def process_doc(self, app: Sphinx, doctree: nodes.document) -> None:
         """Refuse quotes in headings: titles are copied to the sidebar before anything is quoted."""
@@ -782,6 +795,8 @@ def _repository(app: Sphinx, config: Config) -> None:
     to link to, and so no button.
     """
     options = config.html_theme_options
+    if "launch_buttons" not in options:
+        return
     name = os.environ.get("GITHUB_REPOSITORY")
     if name:
         options["repository_url"] = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}"

@@ -21,7 +21,7 @@ import nbformat.v4 as v4
 
 from implicitreg.claims import MIME, Claim, Evidence, Ledger, load
 from implicitreg.claims.statistics import Statistic, summarise
-from implicitreg.sphinxext import Mime, _pretty, _rule_words, _sensible, _shown
+from implicitreg.sphinxext import Mime, _pretty, _repository, _rule_words, _sensible, _shown
 
 CLAIMS = """
 paper: someone2020
@@ -308,6 +308,13 @@ def test_a_reversed_rule_changes_every_place_that_shows_the_verdict(edited):
     assert line.endswith("accepts the control too, so it decides nothing.")
 
 
+def test_a_new_chapter_reaches_the_pages_about_the_whole_book(edited):
+    (edited / "book/more").mkdir()
+    (edited / "book/more/claims.yml").write_text(CLAIMS.replace("someone2020", "other2021"), "utf-8")
+    assert build(edited).code == 0
+    assert "6 claims: 2 reproduced 4 not run" in text_of(page(edited, "index"))
+
+
 def test_reading_in_parallel_changes_nothing(book, tmp_path):
     # Sphinx reads in parallel from six documents on.
     more = {f"p{i}.md": f"---\norphan: true\n---\n# P{i}\n\n{{measured}}`rank.half`\n" for i in range(6)}
@@ -416,6 +423,29 @@ def test_evidence_without_sphinx_is_left_to_the_other_renderers():
     evidence = Evidence("rank.grows", "book", [1.0], [0.0]).to_json()
     data = SimpleNamespace(mime_type="text/html", output_metadata={MIME: evidence})
     assert Mime.handle_mime(elements, data, False) is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "kept", "address"),
+    [
+        (
+            "someone/something",
+            {"launch_buttons", "repository_url", "use_edit_page_button"},
+            "https://github.com/someone/something",
+        ),
+        (None, set(), None),
+    ],
+)
+def test_buttons_link_only_to_a_known_repository(monkeypatch, variable, kept, address):
+    monkeypatch.delenv("GITHUB_SERVER_URL", raising=False)
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    if variable:
+        monkeypatch.setenv("GITHUB_REPOSITORY", variable)
+    options = {"launch_buttons": {"colab_url": "https://colab.example"}, "repository_url": ""}
+    _repository(None, SimpleNamespace(html_theme_options=options))
+    assert kept <= set(options)
+    assert options.get("repository_url") == address
+    assert kept or not options
 
 
 def test_an_empty_value_of_the_environment_is_said():

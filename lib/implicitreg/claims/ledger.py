@@ -110,8 +110,14 @@ class Ledger:
 
     Examples
     --------
-    >>> ledger = Ledger.open("rank", scale="smoke")     # doctest: +SKIP
-    >>> ledger.record("norm-diverges", samples=slack, control=wrong_sign)     # doctest: +SKIP
+    >>> ledger = Ledger.open("rank")
+    >>> shown = ledger.record("minimum-value", samples=2e-16, control=0.25)
+    >>> shown.judgement.verdict
+    'reproduced'
+    >>> ledger.record("minimum-value", samples=2e-16, control=0.25)
+    Traceback (most recent call last):
+        ...
+    implicitreg.claims.schema.ClaimError: rank.minimum-value: recorded already; open the ledger again to start over
     """
 
     def __init__(self, file: ClaimFile, scale: str = "book"):

@@ -169,6 +169,8 @@ class Ordered(_Rule):
 
     def reduce(self, samples: list[Any]) -> list[Any]:
         """Return each sequence's smallest step, counted positive in the right direction."""
+        if not all(isinstance(s, list) and len(s) > 1 for s in samples):
+            raise ValueError("samples: must be sequences of at least two numbers")
         sign = 1.0 if self.direction == "increasing" else -1.0
         return [min(sign * (b - a) for a, b in itertools.pairwise(s)) for s in samples]
 

@@ -41,6 +41,16 @@ class Statistic:
     standard_error: float | None = None
 
 
+def _array(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> np.ndarray:
+    """Return the samples as an array of numbers, or of pairs for ``slope``."""
+    data = np.asarray(samples, dtype=float)
+    if of == "slope" and (data.ndim != 2 or data.shape[1] != 2):
+        raise ValueError("samples: a slope needs pairs [x, y]")
+    if of != "slope" and data.ndim != 1:
+        raise ValueError("samples: must be plain numbers")
+    return data
+
+
 def point(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> float:
     """Return the statistic alone, without an interval.
 
@@ -56,7 +66,7 @@ def point(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> float
     >>> point([1.0, 2.0, 6.0], "median")
     2.0
     """
-    data = np.asarray(samples, dtype=float)
+    data = _array(samples, of)
     if of == "slope":
         return float(stats.linregress(data[:, 0], data[:, 1]).slope)
     if of == "value":
@@ -106,8 +116,7 @@ def summarise(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> S
     if n < FEWEST[of] or (of == "value" and n != 1):
         needed = "exactly 1 sample" if of == "value" else f"at least {FEWEST[of]} samples"
         raise ValueError(f"samples: statistic {of!r} needs {needed}, got {n}")
-    value = point(samples, of)
-    data = np.asarray(samples, dtype=float)
+    value, data = point(samples, of), _array(samples, of)
     if of == "value":
         return Statistic(value, value, value, n, of)
     if of in ("min", "max"):

@@ -185,14 +185,16 @@ def gradient_descent(
     >>> run.step.tolist(), [round(x, 3) for x in run.w[:, 0, 0].tolist()]
     ([386, 3135], [1.888, 6.973])
     """
+    for a in factors:
+        checks.matrices(a, "factors")
+        if a.shape[:-2] != factors[0].shape[:-2]:
+            raise ValueError(
+                f"factors: must share their batch shape, got {tuple(factors[0].shape[:-2])} and {tuple(a.shape[:-2])}"
+            )
     shape = product(factors).shape
     if shape[-2:] != problem.target.shape:
         raise ValueError(f"factors: their product has shape {tuple(shape)}, the problem {tuple(problem.target.shape)}")
     batch, count = shape[:-2], max(shape[:-2].numel(), 1)
-    for a in factors:
-        checks.matrices(a, "factors")
-        if a.shape[:-2] != batch:
-            raise ValueError(f"factors: must share their batch shape, got {tuple(a.shape[:-2])} and {tuple(batch)}")
     if not isinstance(lr, Tensor):
         checks.positive(lr, "lr")
     rates = torch.as_tensor(lr, dtype=factors[0].dtype, device=factors[0].device).broadcast_to(batch).reshape(count)

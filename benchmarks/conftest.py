@@ -1,0 +1,15 @@
+"""After the table of times: cost per seed and step, and the ratio to the plain loop of the same run."""
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print microseconds per seed and step of every benchmark that counts them."""
+    session = getattr(config, "_benchmarksession", None)
+    counted = [b for b in (session.benchmarks if session else []) if "steps" in b.extra_info and b.stats.rounds]
+    cost = {b.name: b.stats.median / b.extra_info["steps"] / b.extra_info["seeds"] * 1e6 for b in counted}
+    plain = cost.get("test_plain_loop")
+    if not cost:
+        return
+    terminalreporter.section("cost per seed and step")
+    for name, micros in cost.items():
+        ratio = f"{plain / micros:8.0f}× the plain loop's speed" if plain else ""
+        terminalreporter.write_line(f"{name:<32}{micros:10.3f} µs{ratio}")

@@ -1,0 +1,41 @@
+"""Conclusions survive another seed: every notebook through papermill at scale ``smoke`` with seed 1."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from implicitreg.claims import load_all
+from implicitreg.reproduce.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        with pytest.raises(SystemExit) as ended:
+            main(["reproduce", "--scale", "smoke", "--seed", "1", "--output", str(folder)])
+    assert ended.value.code in (0, None)
+    return json.loads((folder / "smoke-seed1" / "claims.json").read_text("utf-8"))
+
+
+def test_no_conclusion_changes(run):
+    claims = load_all(ROOT / "book")
+    assert {entry["id"] for entry in run["claims"]} == set(claims)
+    for entry in run["claims"]:
+        claim = claims[entry["id"]]
+        expected = claim.expected if "smoke" in claim.scales else "not run"
+        assert entry["verdict"] == expected, f"{entry['id']}: {entry['measured']}, control {entry['control']}"
+
+
+def test_every_control_is_rejected(run):
+    assert all(entry["control"]["rejected"] for entry in run["claims"] if entry["measured"])
+
+
+def test_the_environment_is_told(run):
+    assert run["environment"]["scale"] == "smoke"
+    assert run["environment"]["seed"] == 1
+    assert {"python", "torch", "cpu", "threads", "commit"} <= set(run["environment"])

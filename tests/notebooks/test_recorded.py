@@ -1,0 +1,91 @@
+"""The committed notebooks as files: what nbval would pass over in silence."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from implicitreg.claims import judge_notebooks, load_all
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = {path.relative_to(ROOT / "book").with_suffix("").as_posix(): path for path in ROOT.glob("book/*/*.ipynb")}
+CONTENTS = {name: json.loads(path.read_text("utf-8")) for name, path in NOTEBOOKS.items()}
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def figures(notebook):
+    """Yield (name, PNG bytes, alt text) of every recorded figure."""
+    for cell in code_cells(notebook):
+        for output in cell["outputs"]:
+            meta = output.get("metadata", {}).get("image/png", {})
+            if "name" in meta:
+                yield meta["name"], base64.b64decode(output["data"]["image/png"]), meta["alt"]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+class TestRecorded:
+    def test_every_cell_was_run_in_order(self, name):
+        counts = [cell["execution_count"] for cell in code_cells(CONTENTS[name])]
+        assert counts == list(range(1, len(counts) + 1))
+
+    def test_every_cell_that_ends_in_an_expression_has_an_output(self, name):
+        """A checked cell whose outputs were stripped would pass nbval: it compares what is there."""
+        for cell in code_cells(CONTENTS[name]):
+            source = "".join(cell["source"])
+            shows = any(word in source for word in ("ledger.record(", "figures.show(", "print("))
+            if shows and not source.lstrip().startswith("import"):
+                assert cell["outputs"], source[:80]
+
+    def test_nothing_went_wrong(self, name):
+        for cell in code_cells(CONTENTS[name]):
+            for output in cell["outputs"]:
+                assert output["output_type"] != "error"
+                assert output.get("name") != "stderr"
+
+    def test_the_first_code_cell_holds_the_parameters_of_the_book(self, name):
+        first = code_cells(CONTENTS[name])[0]
+        assert first["metadata"]["tags"] == ["parameters"]
+        namespace = {}
+        exec("".join(first["source"]), namespace)
+        assert (namespace["scale"], namespace["seed"], namespace["device"]) == ("book", 0, "auto")
+
+    def test_cells_have_their_own_ids(self, name):
+        ids = [cell["id"] for cell in CONTENTS[name]["cells"]]
+        assert len(set(ids)) == len(ids)
+
+    def test_figures_say_what_was_found(self, name):
+        for figure, _, alt in figures(CONTENTS[name]):
+            assert any(c.isdigit() for c in alt), f"{figure}: alt text without a measured number"
+
+
+def test_every_claim_has_the_verdict_it_is_expected_to_have():
+    judged = judge_notebooks(load_all(ROOT / "book"), CONTENTS, "book")
+    assert judged
+    wrong = {j.claim.id: j.verdict for j, _, _ in judged if not j.expected}
+    assert not wrong
+    assert all(notebook for _, notebook, _ in judged)
+
+
+def test_evidence_of_the_book_is_that_of_its_notebooks():
+    saved = json.loads((ROOT / "evidence/book/claims.json").read_text("utf-8"))
+    assert saved["environment"]["scale"] == "book"
+    assert not {"seconds", "commit"} & {*saved["environment"], *saved["claims"][0]}
+    judged = judge_notebooks(load_all(ROOT / "book"), CONTENTS, "book")
+    assert saved["claims"] == [json.loads(json.dumps(j.record(notebook=n))) for j, n, _ in judged]
+
+
+def test_pictures_outside_the_notebooks_are_those_of_the_notebooks():
+    """``book/_static/fig-*.png`` are shown where no notebook is: ``make record`` keeps them equal."""
+    recorded = {name: png for notebook in CONTENTS.values() for name, png, _ in figures(notebook)}
+    copies = sorted((ROOT / "book/_static").glob("fig-*.png"))
+    assert copies
+    for copy in copies:
+        assert copy.read_bytes() == recorded[copy.stem], f"{copy.name} is not the recorded figure: make record"

@@ -1,0 +1,123 @@
+"""Deep factorizations: products, balance, initialisation; and the completion problem."""
+
+import pytest
+import torch
+
+from implicitreg.data import MatrixCompletion, two_by_two
+from implicitreg.nets import (
+    DeepLinear,
+    balanced_factors,
+    gaussian_factors,
+    gaussian_matrices,
+    identity_factors,
+    imbalance,
+    product,
+)
+from implicitreg.seeding import generators
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_product_is_left_to_right():
+    a, b, c = (torch.randn(2, m, n, dtype=torch.float64, generator=generator(m)) for m, n in ((3, 2), (2, 4), (4, 5)))
+    torch.testing.assert_close(product([a, b, c]), torch.einsum("zij,zjk,zkl->zil", a, b, c))
+    with pytest.raises(ValueError, match="do not meet"):
+        product([a, c])
+    with pytest.raises(ValueError, match="at least one"):
+        product([])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (5, 3)])
+def test_balanced_factors(depth, shape):
+    w = torch.randn(4, *shape, dtype=torch.float64, generator=generator())
+    factors = balanced_factors(w, depth)
+    assert len(factors) == depth
+    torch.testing.assert_close(product(factors), w, rtol=1e-12, atol=1e-12)
+    assert imbalance(factors).max() < 1e-12
+    # The check can fail: a factor doubled and its neighbour halved have the same product, out of balance.
+    if depth > 1:
+        skewed = [2 * factors[0], factors[1] / 2, *factors[2:]]
+        torch.testing.assert_close(product(skewed), w, rtol=1e-12, atol=1e-12)
+        assert imbalance(skewed).min() > 0.1
+
+
+def test_identity_factors():
+    factors = identity_factors(0.3, 4, dim=3)
+    torch.testing.assert_close(product(factors), 0.3 * torch.eye(3, dtype=torch.float64))
+    assert imbalance(factors) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_gaussian_factors_have_the_stated_scale(depth):
+    std = 0.5
+    w = product(gaussian_factors(200_000, depth, std, generator()))
+    assert w.std().item() == pytest.approx(std**depth * 2 ** ((depth - 1) / 2), rel=0.02)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gaussian_matrices_keep_the_sign_asked_for(sign):
+    w = gaussian_matrices(500, 1e-3, generator(), dim=3, determinant_sign=sign)
+    assert w.shape == (500, 3, 3)
+    assert (torch.linalg.det(w).sign() == sign).all()
+    assert w.std().item() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_a_module_trains_by_autograd():
+    net = DeepLinear(gaussian_factors(3, 2, 1.0, generator()))
+    two_by_two().loss(net()).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+    assert len(list(net.parameters())) == 2
+
+
+def test_seeds_share_no_member_and_members_do_not_depend_on_their_number():
+    def first(seed, n):
+        return [torch.rand(2, generator=g).tolist() for g in generators(seed, n)]
+
+    assert first(0, 3) == first(0, 5)[:3]
+    assert not {tuple(x) for x in first(0, 50)} & {tuple(x) for x in first(1, 50)}
+
+
+def test_completion_loss_and_gradient_agree_with_autograd():
+    problem = MatrixCompletion(
+        torch.randn(3, 4, dtype=torch.float64, generator=generator()),
+        torch.rand(3, 4, generator=generator()) < 0.5,
+    )
+    w = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator(1)).requires_grad_()
+    loss = problem.loss(w)
+    brute = 0.5 * sum((w[:, i, j] - problem.target[i, j]) ** 2 for i, j in problem.observed.nonzero().tolist())
+    torch.testing.assert_close(loss, brute)
+    loss.sum().backward()
+    torch.testing.assert_close(problem.gradient(w.detach()), w.grad)
+    assert (problem.gradient(w)[:, ~problem.observed] == 0).all()
+
+
+def test_solutions_fit_and_keep_the_free_entry():
+    problem = two_by_two(-2.0, 0.5, 0.1)
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    w = problem.solutions(x)
+    assert (problem.loss(w) == 0).all()
+    assert torch.equal(w[:, 0, 0], x)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: balanced_factors(torch.ones(2), 2), "w"),
+        (lambda: balanced_factors(torch.eye(2), 0), "depth"),
+        (lambda: identity_factors(0.0, 2), "alpha"),
+        (lambda: gaussian_factors(0, 2, 1.0, generator()), "n"),
+        (lambda: gaussian_factors(1, 2, -1.0, generator()), "std"),
+        (lambda: gaussian_matrices(1, 1.0, generator(), determinant_sign=0), "determinant_sign"),
+        (lambda: generators(-1, 2), "seed"),
+        (lambda: generators(0, 0), "n"),
+        (lambda: MatrixCompletion(torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)), "observed"),
+        (lambda: MatrixCompletion(torch.eye(2), torch.ones(2, 3, dtype=torch.bool)), "observed"),
+        (lambda: MatrixCompletion(torch.full((2, 2), float("nan")), torch.ones(2, 2, dtype=torch.bool)), "target"),
+    ],
+)
+def test_bad_arguments_are_named(call, name):
+    with pytest.raises(ValueError, match=rf"^{name}: "):
+        call()
