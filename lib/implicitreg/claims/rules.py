@@ -107,7 +107,7 @@ class AtMost(_Rule):
 
 
 class Within(_Rule):
-    """The statistic is within ``absolute``, or within ``relative`` times |value|, of ``value``."""
+    """The statistic is within ``absolute``, or within ``relative`` times the size of ``value``."""
 
     rule: Literal["within"]
     value: FiniteFloat

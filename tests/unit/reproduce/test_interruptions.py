@@ -92,6 +92,7 @@ def test_killed_run_and_killed_worker(toy: Any, waiting: Any) -> None:
     status, _ = run.ended()
     assert status == -signal.SIGKILL
     assert "two.ipynb" not in _left(toy)
+    toy.executed("toy/one").with_name(".two.ipynb.1.tmp").write_text("{half")
 
     run = waiting()
     run.worker.kill()

@@ -1,5 +1,6 @@
 """A command that cannot be carried out is answered by one line, exit status 2, and nothing else."""
 
+import os
 import re
 import subprocess
 import sys
@@ -128,6 +129,13 @@ def test_a_real_process_says_one_line(toy) -> None:
     done = toy.run("reproduce", "nosuch")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "implicitreg: unknown chapter or notebook 'nosuch'; chapters: toy; notebooks: toy/one\n"
+
+
+def test_ascii_terminal(toy) -> None:
+    toy.notebook("toy/one")
+    done = toy.run("verdicts", env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not run" in done.stdout
 
 
 def test_answers_come_without_heavy_imports() -> None:

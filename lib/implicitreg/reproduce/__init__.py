@@ -1,0 +1,20 @@
+"""Runs, judges, records and renders the notebooks of the book; ``implicitreg`` on the command line.
+
+Each module imports only from those above it:
+
+``project``      where the book is, and what a user's words mean there
+``storage``      files that are either whole or absent, and a lock
+``fingerprint``  everything that a notebook's outputs depend on
+``environment``  what a notebook runs in, and what a run says of it
+``execution``    one notebook, through papermill, in a process of its own
+``runs``         a folder of executed notebooks, and its verdicts
+``progress``     what a user sees meanwhile
+``runner``       plan, reuse, execute in parallel, store, judge
+``recording``    the outputs that are committed
+``rendering``    the book, from a run or from the recorded notebooks
+``report``       verdicts as tables
+``cli``          the commands
+
+The modules import papermill, nbformat and `implicitreg.claims` only where they are used: a mistyped command is
+answered at once.
+"""

@@ -1,0 +1,76 @@
+"""What a notebook runs in, and what a run says of it."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from implicitreg.reproduce.project import Project
+
+# One thread a notebook: the runner puts one notebook on each core, and sums do not depend on how many there are.
+THREADS = 1
+
+
+def data_hashes() -> dict[str, str]:
+    """Return name and SHA-256 of every data file that notebooks use; all data are embedded today."""
+    return {}
+
+
+def kernel_variables(project: Project) -> dict[str, str]:
+    """Return the environment variables of a notebook's kernel."""
+    library = os.fspath(project.root / "lib")
+    return {
+        # The library of this project, whichever may be installed.
+        "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
+        "PYTHONHASHSEED": "0",
+        # A user's own IPython profile, with its startup files, stays out.
+        "IPYTHONDIR": os.fspath(project.build / "ipython"),
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(THREADS)),
+    }
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, models), platform.processor() or platform.machine())
+
+
+def _commit(root: Path) -> str | None:
+    """Return the commit, marked ``-dirty`` when tracked files differ from it; ``None`` outside version control."""
+    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe(project: Project, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a run with these parameters, as ``claims.json`` tells it."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = None
+    lock = project.constraints
+    return {
+        "python": platform.python_version(),
+        "torch": torch,
+        "cpu": _cpu(),
+        "threads": THREADS,
+        "commit": _commit(project.root),
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        "data": data_hashes(),
+        **parameters,
+    }
