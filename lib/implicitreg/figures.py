@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 INK = "#767676"
 """Axes, ticks and text: contrast of at least 4:1 on white and on the book's dark ground alike."""
@@ -49,7 +51,7 @@ def style() -> None:
     )
 
 
-def bound(ax: Axes, x: object, y: object, label: str, at: tuple[float, float], **text: object) -> None:
+def bound(ax: Axes, x: ArrayLike, y: ArrayLike, label: str, at: tuple[float, float], **text: Any) -> None:
     """Draw a theorem's bound: dashed, in ink, named beside the line.
 
     Parameters
@@ -66,7 +68,7 @@ def bound(ax: Axes, x: object, y: object, label: str, at: tuple[float, float], *
         Further properties of the name, as for `matplotlib.axes.Axes.text`.
     """
     ax.plot(x, y, color=INK, linestyle="--", linewidth=1.4, zorder=1)
-    ax.text(*at, label, **{"color": INK, "fontsize": "small", **text})
+    ax.text(at[0], at[1], label, **{"color": INK, "fontsize": "small", **text})
 
 
 def show(fig: Figure, *, alt: str, caption: str, name: str, dpi: int = 150) -> None:

@@ -150,7 +150,7 @@ def notebook(path: Path, *cells) -> None:
     path.write_text(v4.writes(nb), "utf-8")
 
 
-def write(folder: Path, samples=(1.0123456, 1.2, 1.5), **pages: str) -> Path:
+def write(folder: Path, **pages: str) -> Path:
     """Write a small book that has nothing wrong with it."""
     texts = {"conf.py": CONF, "index.md": INDEX, "table.md": TABLE, "book/rank/claims.yml": CLAIMS, **pages}
     environment = {"torch": "2.13.0", "lock": "ab" * 32, "data": {"digits": "cd" * 32}, "scale": "book"}
@@ -159,10 +159,14 @@ def write(folder: Path, samples=(1.0123456, 1.2, 1.5), **pages: str) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
+    write_flow(folder, 1.0123456, 1.2, 1.5)
+    return folder
+
+
+def write_flow(folder: Path, *samples: float) -> None:
     claims = load(folder / "book/rank/claims.yml")
     cells = [recorded(claims, "grows", list(samples), [-68.25] * 3), recorded(claims, "half", HALF, [0.9] * 8)]
     notebook(folder / "book/rank/flow.ipynb", figure(**GROWTH), *cells)
-    return folder
 
 
 def build(folder: Path, *options: str) -> SimpleNamespace:
@@ -289,7 +293,7 @@ def test_pages_need_no_network(book):
 
 
 def test_a_changed_number_reaches_pages_that_did_not_change(edited):
-    write(edited, samples=(1.25, 1.5, 1.75))
+    write_flow(edited, 1.25, 1.5, 1.75)
     assert build(edited).code == 0
     assert "The slack is 1.25," in text_of(page(edited, "index"))
     assert "min 1.25" in row(page(edited, "table"), "C01")
@@ -302,6 +306,7 @@ def test_a_reversed_rule_changes_every_place_that_shows_the_verdict(edited):
     # The control, -68, meets the reversed rule.
     assert '<span class="verdict verdict-unguarded">unguarded</span>' in page(edited, "index")
     assert "unguarded expected: reproduced" in row(page(edited, "table"), "C01")
+    assert "−68.25, accepted too: wrong sign" in row(page(edited, "table"), "C01")
     assert "Not as expected: 1 of 3 verdicts" in page(edited, "table")
     line = text_of(re.search(r'<p class="claim-verdict">.*?</p>', page(edited, "book/rank/flow"), re.DOTALL)[0])
     assert line.startswith("unguarded expected: reproduced Rule: at most 0")

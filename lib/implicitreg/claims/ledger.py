@@ -57,12 +57,11 @@ def measured_words(claim: Claim, measured: Statistic, scale: str) -> str:
     count = "" if measured.statistic == "value" else f" (n = {measured.n})"
     if claim.kind == "identity" and rule.rule == "at_most" and rule.meets(measured.low, measured.high):
         return f"{rule.words()}{count}"
-    text = number(measured.value)
+    text, low, high = (number(v, rule.digits) for v in (measured.value, measured.low, measured.high))
     if measured.statistic == "value":
         return text
-    span = f"{number(measured.low)} to {number(measured.high)}"
     kind = "range" if measured.statistic in ("min", "max") else "95 %"
-    return f"{measured.statistic} {text}, {kind} {span}, n = {measured.n}"
+    return f"{measured.statistic} {text}, {kind} {low} to {high}, n = {measured.n}"
 
 
 @dataclass(frozen=True)

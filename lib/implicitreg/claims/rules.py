@@ -69,6 +69,11 @@ class _Rule(BaseModel):
         """Return the rule as a short phrase."""
         raise NotImplementedError
 
+    @property
+    def digits(self) -> int:
+        """Significant digits with which a statistic is told."""
+        return 4
+
     def reduce(self, samples: list[Any]) -> list[Any]:
         """Return the numbers the statistic is taken of."""
         return samples
@@ -129,12 +134,18 @@ class Within(_Rule):
         assert reach is not None
         return self.value - reach, self.value + reach
 
+    @property
+    def digits(self) -> int:
+        """Significant digits with which a statistic is told: enough to see a tenth of the tolerance."""
+        reach = self.edges[1] - self.value
+        return max(4, math.ceil(math.log10(max(abs(self.value) / reach, 1))) + 1)
+
     def words(self) -> str:
         """Return the rule as a short phrase."""
         if self.relative is not None:
-            return f"within {number(100 * self.relative)} % of {number(self.value)}"
+            return f"within {number(100 * self.relative)} % of {number(self.value, self.digits)}"
         assert self.absolute is not None
-        return f"{number(self.value)} ± {number(self.absolute)}"
+        return f"{number(self.value, self.digits)} ± {number(self.absolute)}"
 
 
 class Ordered(_Rule):

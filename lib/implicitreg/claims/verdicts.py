@@ -191,6 +191,9 @@ def judge_notebooks(
             found[evidence.id] = evidence, name, cell
     verdicts: list[tuple[Judgement, str | None, int | None]] = []
     for claim in claims.values():
-        evidence, name, cell = found.get(claim.id, (None, None, None))  # type: ignore[assignment]
-        verdicts.append((judge(claim, evidence, scale), name, cell))
+        if claim.id in found:
+            evidence, name, cell = found[claim.id]
+            verdicts.append((judge(claim, evidence, scale), name, cell))
+        else:
+            verdicts.append((judge(claim, None, scale), None, None))
     return verdicts

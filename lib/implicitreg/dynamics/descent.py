@@ -219,7 +219,7 @@ def gradient_descent(
         if bool((current <= threshold).any()):
             hit = (current <= threshold).nonzero()[:, 0]
             mine = program.members(hit)
-            facts = (current[hit], product(mine), _determinant(mine), imbalance(mine))
+            facts = [current[hit], product(mine), _determinant(mine), imbalance(mine)]
             while len(hit):
                 who, row = running[hit], met[hit]
                 step[who, row] = now
@@ -228,7 +228,7 @@ def gradient_descent(
                 met[hit] += 1
                 threshold[hit] = levels[met[hit].clamp(max=total - 1)]
                 again = (met[hit] < total) & (current[hit] <= threshold[hit])
-                hit, facts = hit[again], tuple(fact[again] for fact in facts)  # type: ignore[assignment]
+                hit, facts = hit[again], [fact[again] for fact in facts]
             keep = met < total
         if now % PATROL == 0:
             finite = current.isfinite()

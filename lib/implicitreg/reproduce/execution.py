@@ -98,14 +98,14 @@ def as_node(notebook: Mapping[str, Any]) -> Any:
     import nbformat
 
     notebook = {**notebook, "metadata": {**notebook["metadata"], "kernelspec": KERNEL}}
-    return nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
+    return nbformat.from_dict(notebook)
 
 
 def as_text(node: Any) -> str:
     """Return a notebook, as papermill gives it, as the text of its file."""
     import nbformat
 
-    return str(nbformat.writes(node)) + "\n"  # type: ignore[no-untyped-call]
+    return str(nbformat.writes(node)) + "\n"
 
 
 def _one_line(error: BaseException, cell_timeout: int) -> str:

@@ -1,5 +1,6 @@
 """The outputs that are committed: re-executed, normalised, and refused where they could not be the same twice."""
 
+import base64
 import hashlib
 import json
 import re
@@ -75,12 +76,24 @@ def record(
     if refused:
         raise RefusedError(refused)
 
-    texts = {step.notebook.path: as_text(as_node(recorded[step.notebook.name])) for step in plan.steps}
-    texts[project.evidence] = _evidence(project, recorded)
-    changed = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
+    contents = {step.notebook.path: as_text(as_node(recorded[step.notebook.name])).encode() for step in plan.steps}
+    contents[project.evidence] = _evidence(project, recorded).encode()
+    contents |= _pictures(project, recorded)
+    changed = [path for path, content in contents.items() if not path.is_file() or path.read_bytes() != content]
     for path in changed:
-        write(path, texts[path])
+        write(path, contents[path])
     return report, changed
+
+
+def _pictures(project: Project, recorded: Mapping[str, dict[str, Any]]) -> dict[Path, bytes]:
+    """Return the copies of figures, ``book/_static/<figure>.png``, that are shown where no notebook is."""
+    figures = {}
+    for notebook in recorded.values():
+        for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
+            if figure := output.get("metadata", {}).get("image/png", {}).get("name"):
+                figures[figure] = base64.b64decode(_joined(output["data"]["image/png"]))
+    copies = (project.root / "book/_static").glob("*.png")
+    return {copy: figures[copy.stem] for copy in copies if copy.stem in figures}
 
 
 def _evidence(project: Project, recorded: Mapping[str, dict[str, Any]]) -> str:

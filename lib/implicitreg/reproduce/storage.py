@@ -15,15 +15,16 @@ UNFINISHED = ".tmp"
 LOCK = ".lock"
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Write a file so that no reader, and no crash, ever sees half of it.
 
-    The text goes to a temporary name in the same folder, to the disk, and then takes its place in one step.
+    The content, text as UTF-8, goes to a temporary name in the same folder, to the disk, and then takes its place in
+    one step.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(unfinished, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
