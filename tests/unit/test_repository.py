@@ -1,10 +1,5 @@
-"""The files that no code reads, but people and services do: each must say what is so.
+"""The files that no code reads, but people and services do: each must say what is so."""
 
-Run as a program, this copies the README's picture anew from the recorded notebook.
-"""
-
-import base64
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -13,24 +8,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "book" / "_static" / "norms-up-rank-down.png"
-FIGURE = "fig-rank-flow"
 
 
 def pins(lines):
     """Return name to version of every ``name==version``."""
     found = (re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line.strip()) for line in lines)
     return {re.sub(r"[-_.]+", "-", m[1]).lower(): m[2] for m in found if m}
-
-
-def recorded_figure(name):
-    """Return the PNG that a recorded notebook shows under this name."""
-    for path in sorted((ROOT / "book").glob("*/*.ipynb")):
-        for cell in json.loads(path.read_text("utf-8"))["cells"]:
-            for output in cell.get("outputs", ()):
-                if output.get("metadata", {}).get("image/png", {}).get("name") == name:
-                    return base64.b64decode(output["data"]["image/png"])
-    raise LookupError(f"no recorded notebook shows a figure {name}")
 
 
 def toc_files(entry):
@@ -127,11 +110,6 @@ def test_links_of_the_readme_lead_somewhere(readme):
     assert [t for t in targets if not t.startswith("https://") and not (ROOT / t).is_file()] == []
 
 
-def test_the_readme_picture_is_the_recorded_one():
-    told = f"run `python {Path(__file__).relative_to(ROOT)}` to copy the recorded figure anew"
-    assert PICTURE.read_bytes() == recorded_figure(FIGURE), told
-
-
 def test_the_readme_example_is_right(readme):
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     space = {}
@@ -154,8 +132,3 @@ def test_hooks_fetch_nothing():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     assert {hook["language"] for hook in config["repos"][0]["hooks"]} == {"system"}
-
-
-if __name__ == "__main__":
-    PICTURE.write_bytes(recorded_figure(FIGURE))
-    print(PICTURE.relative_to(ROOT))
