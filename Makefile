@@ -29,7 +29,7 @@ test: $(READY)  ## lint, types, unit tests, recorded notebooks (nbval), other se
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile lib tests/unit
+	$(BIN)/pytest -n 2 --dist loadfile --doctest-modules lib tests/unit
 	$(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 book
 	$(BIN)/pytest tests/notebooks
 

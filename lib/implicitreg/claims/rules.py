@@ -136,7 +136,7 @@ class Within(_Rule):
 
     @property
     def digits(self) -> int:
-        """Significant digits with which a statistic is told: enough to see a tenth of the tolerance."""
+        """Significant digits with which a statistic is told, enough to see a tenth of the tolerance."""
         reach = self.edges[1] - self.value
         return max(4, math.ceil(math.log10(max(abs(self.value) / reach, 1))) + 1)
 
