@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from itertools import product
 
 import numpy as np
 import pytest
@@ -98,6 +97,8 @@ def test_every_field_per_scale(tmp_path):
         ({"scales": ["smoke", "book", "paper"]}, "seeds"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": "many"}, "seeds"),
+        ({"seeds": True}, "seeds"),
+        ({"seeds": {"smoke": 2, "book": 8, "huge": 9}}, "huge"),
         ({"seeds": ...}, "seeds"),
         ({"accept": ...}, "accept"),
         ({"accept": {"rule": "about", "value": 1, "of": "mean", "reason": "r"}}, "accept"),
@@ -461,11 +462,41 @@ def test_the_room_imports_neither_torch_nor_notebook_machinery():
     assert not roots & {"torch", "IPython", "nbformat", "papermill", "sphinx", "matplotlib", "ipykernel"}
 
 
-def test_every_pair_of_rules_reversed_changes_the_verdict(tmp_path):
-    """The heart of it: turn a rule round, and what was reproduced is so no longer."""
-    for (good, bad), samples in product(
-        [(AT_LEAST_0, rule(rule="at_most", value=0))], [[2 + s for s in TIGHT], [5 + s for s in TIGHT]]
-    ):
-        claims = [claim_with(tmp_path, accept=accept) for accept in (good, bad)]
-        verdicts = [judge(claim, evidence(samples), "book").verdict for claim in claims]
-        assert verdicts == ["reproduced", "unguarded"]
+@pytest.mark.parametrize(("name", "reversed_name"), [("at_least", "at_most"), ("at_most", "at_least")])
+@pytest.mark.parametrize("control_too", [True, False])
+def test_a_rule_turned_round_changes_the_verdict(tmp_path, name, reversed_name, control_too):
+    """Whatever the control: what was reproduced is so no longer."""
+    sign = 1 if name == "at_least" else -1
+    samples = [sign * (2 + s) for s in TIGHT]
+    control = [-sign * 1.0] if control_too else [sign * 0.5]
+    good, bad = (
+        judge(claim_with(tmp_path, accept=rule(rule=r, value=v)), evidence(samples, control), "book").verdict
+        for r, v in ((name, sign), (reversed_name, sign))
+    )
+    assert good == "reproduced"
+    assert bad == "unguarded"  # the control lies where the samples were meant not to
+    far = [sign * 3.0]
+    assert (
+        judge(claim_with(tmp_path, accept=rule(rule=reversed_name, value=sign)), evidence(samples, far), "book").verdict
+        == "differs"
+    )
+
+
+def test_every_sample_of_the_control_counts(tmp_path):
+    at_most = claim_with(tmp_path, accept=rule(rule="at_most", value=1, of="max"))
+    assert judge(at_most, evidence([0.5] * 8, [2.0] * 8), "book").verdict == "reproduced"
+    assert judge(at_most, evidence([0.5] * 8, [0.5] * 7 + [2.0]), "book").verdict == "unguarded"
+    within = claim_with(tmp_path, accept=rule(rule="within", value=1, absolute=0.1, of="min"))
+    assert judge(within, evidence([1.0] * 8, [70.0] * 8), "book").verdict == "reproduced"
+    assert judge(within, evidence([1.0] * 8, [1.0, 70.0]), "book").verdict == "unguarded"
+    mean = claim_with(tmp_path, accept=AT_LEAST_1)
+    assert judge(mean, evidence([2 + s for s in TIGHT], [0.5]), "book").verdict == "reproduced"
+    assert judge(mean, evidence([2 + s for s in TIGHT], [-1.0, 2.0] * 4), "book").verdict == "unguarded"
+
+
+def test_a_direction_must_reject_the_control_where_it_decides(tmp_path):
+    claim = claim_with(tmp_path, accept=AT_LEAST_1, direction=AT_LEAST_0)
+    middle = [0.5 + s for s in TIGHT]
+    assert judge(claim, evidence(middle, [-0.5]), "book").verdict == "reproduced in direction"
+    assert judge(claim, evidence(middle, [0.5]), "book").verdict == "unguarded"
+    assert judge(claim, evidence([2 + s for s in TIGHT], [0.5]), "book").verdict == "reproduced"

@@ -171,7 +171,13 @@ def test_float32_stays_float32():
         ({"lr": torch.tensor([0.1, -1.0])}, "lr"),
         ({"losses": [0.1, 0.2]}, "losses"),
         ({"losses": [7.0]}, "losses"),
+        ({"lr": torch.tensor([0.1, 0.1, 0.1])}, "lr"),
+        ({"losses": None}, "losses"),
         ({"max_steps": -1}, "max_steps"),
+        ({"factors": []}, "factors"),
+        ({"factors": torch.ones(2, 2, 2)}, "factors"),
+        ({"factors": [torch.ones(0, 2, 2)] * 2}, "factors"),
+        ({"factors": [torch.ones(2, 2), torch.ones(2, 2).double()]}, "factors"),
         ({"factors": identity_factors(0.1, 2, dim=3)}, "factors"),
         ({"factors": [torch.full((2, 2), float("nan"))] * 2}, "factors"),
         ({"factors": [torch.ones(2, 2, 2), torch.ones(3, 2, 2)]}, "factors"),
@@ -186,3 +192,32 @@ def test_bad_arguments_are_named(change, name):
     }
     with pytest.raises(ValueError, match=rf"^{name}: "):
         gradient_descent(**{**arguments, **change})
+
+
+def test_mutants_of_the_step_are_caught(monkeypatch):
+    """The routine itself broken: a factor left out of the update, a stale residual, a step uphill."""
+    from implicitreg.dynamics import descent
+
+    right = descent._Program.step
+
+    def frozen(self):
+        kept = self.factors[1].clone()
+        right(self)
+        self.factors[1].copy_(kept)
+
+    def uphill(self):
+        self.lr = -self.lr
+        right(self)
+        self.lr = -self.lr
+
+    def stale(self):
+        self.residual.mul_(0.99)
+        right(self)
+
+    for mutant in (frozen, stale):
+        monkeypatch.setattr(descent._Program, "step", mutant)
+        with pytest.raises(AssertionError):
+            check(gradient_descent)
+    monkeypatch.setattr(descent._Program, "step", uphill)
+    with pytest.warns(RuntimeWarning), pytest.raises(AssertionError):
+        check(lambda *a, **k: gradient_descent(*a, **k, max_steps=2000))

@@ -197,6 +197,9 @@ def test_a_flow_that_is_cut_short_says_so():
         ({"until": 3.0}, "until: "),
         ({"until": -1.0}, "until: "),
         ({"points": 1}, "points: "),
+        ({"max_evaluations": 0}, "max_evaluations: "),
+        ({"w0": torch.zeros(0, 2, 2)}, "w0: must have shape"),
+        ({"losses": "abc"}, "losses: must be"),
         ({"t_max": 0.0}, "t_max: "),
         ({"rtol": 0.0}, "rtol: "),
     ],
@@ -204,3 +207,41 @@ def test_a_flow_that_is_cut_short_says_so():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=rf"^{message}"):
         balanced_flow(**{"w0": starts(1, 0.1, +1), "depth": 2, **arguments})
+
+
+def test_far_down_and_deep_the_flow_converges_or_says_so():
+    """Plateaus of any length, large depths; levels below the end of double precision; losses that stall."""
+    for depth, std in ((2, 1e-100), (3, 1e-30), (6, 1e-10), (10, 1e-8)):
+        assert balanced_flow(starts(2, std, +1), depth, losses=[0.1, 1e-4]).converged.all()
+    assert balanced_flow(starts(2, 20.0, +1), 4, until=1e-8).converged.all()
+    with pytest.warns(RuntimeWarning, match="2 of 2 flows"):
+        path = balanced_flow(starts(2, 1e-3, +1), 3, losses=[0.1, 1e-8, 1e-13])
+    assert path.t[:, 1].isfinite().all()
+    # From a positive definite start no flow reaches w22 = -0.1: the loss tends to 0.1**2 / 2.
+    with pytest.warns(RuntimeWarning, match="1 of 1 flows"):
+        path = balanced_flow(EYE, 2, two_by_two(epsilon=-0.1), until=1e-4, t_max=1e6)
+    assert path.loss[path.t.isfinite()].min() > 0.005
+    with pytest.warns(RuntimeWarning, match="max_evaluations"):
+        path = balanced_flow(starts(1, 1e-3, +1)[0], 3, losses=[0.1, 1e-4], max_evaluations=100)
+    assert not path.converged
+    assert path.n_evaluations < 200
+
+
+def test_mutants_of_the_velocity_are_caught(monkeypatch):
+    """Wrong signs and swapped terms inside the routine, not in its arguments."""
+    from implicitreg.dynamics import flow
+
+    right = flow._LogSingular.velocity
+
+    def mutant(change):
+        return lambda self, t, y: change(right(self, t, y))
+
+    for change in (
+        lambda v: (v[0], v[1], v[3], v[2]),  # the two angles exchanged
+        lambda v: (v[0], -v[1], v[2], v[3]),  # the sign of the smaller singular value forgotten
+        lambda v: (v[0], v[1], 1.01 * v[2], v[3]),
+        lambda v: tuple(x / 2 for x in v),  # a clock that runs at half speed
+    ):
+        monkeypatch.setattr(flow._LogSingular, "velocity", mutant(change))
+        with pytest.raises((AssertionError, RuntimeWarning)):  # a wrong path, or one that never gets down
+            check_against_factors(balanced_flow, 3, 1, PROBLEMS["perturbed"])

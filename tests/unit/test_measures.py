@@ -103,6 +103,9 @@ def test_scaling():
     w = matrices(5, 3, 3)
     for factor in (1e-200, 1e-3, 1e200):
         torch.testing.assert_close(effective_rank(factor * w), effective_rank(w), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            distance_from_rank(factor * w, 1), factor * distance_from_rank(w, 1), rtol=1e-10, atol=0
+        )
         torch.testing.assert_close(schatten_norm(factor * w, 0.25), factor * schatten_norm(w, 0.25), rtol=1e-10, atol=0)
 
 

@@ -25,8 +25,10 @@ def test_product_is_left_to_right():
     torch.testing.assert_close(product([a, b, c]), torch.einsum("zij,zjk,zkl->zil", a, b, c))
     with pytest.raises(ValueError, match="do not meet"):
         product([a, c])
-    with pytest.raises(ValueError, match="at least one"):
-        product([])
+    for bad in ([], torch.eye(2), [torch.ones(2), torch.ones(2, 2)]):
+        for function in (product, imbalance):
+            with pytest.raises(ValueError, match=r"^factors: "):
+                function(bad)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
@@ -100,6 +102,14 @@ def test_solutions_fit_and_keep_the_free_entry():
     w = problem.solutions(x)
     assert (problem.loss(w) == 0).all()
     assert torch.equal(w[:, 0, 0], x)
+    for bad, error in ((torch.eye(2, dtype=torch.int64), TypeError), (torch.zeros(2), ValueError)):
+        for function in (problem.loss, problem.gradient):
+            with pytest.raises(error, match=r"^w: "):
+                function(bad)
+    with pytest.raises(TypeError, match=r"^x: "):
+        problem.solutions(torch.tensor([1, 2]))
+    with pytest.raises(TypeError, match=r"^target: "):
+        MatrixCompletion([[1.0]], torch.ones(1, 1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Claim(BaseModel):
     published: dict[str, Published]
     measure: str = Field(min_length=1)
     scales: tuple[Scale, ...] = Field(min_length=1)
-    seeds: dict[str, Annotated[int, Field(ge=1)]]
+    seeds: dict[str, Annotated[int, Field(ge=1, strict=True)]]
     accept: dict[str, Rule]
     direction: Rule | None = None
     control: Control
@@ -80,8 +80,10 @@ class Claim(BaseModel):
             given = data.get(name, {} if name == "published" else None)
             if given is None:
                 continue
-            if not (isinstance(given, Mapping) and given and set(given) <= set(SCALES)):
+            if not (isinstance(given, Mapping) and set(given) & set(SCALES)):
                 data[name] = dict.fromkeys(data["scales"], given)
+            elif unknown := set(given) - set(SCALES):
+                raise ValueError(f"'{name}' names {sorted(map(str, unknown))[0]!r}, which is no scale")
         return data
 
     @model_validator(mode="after")
@@ -123,6 +125,8 @@ class _UniqueKeys(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool, type(None))):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
             seen.add(key)

@@ -128,8 +128,29 @@ def summarise(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> S
         low, high = float(ordered[k - 1]), float(ordered[n - k])
         return Statistic(value, low, high, n, of, (high - low) / (2 * float(stats.norm.ppf((1 + CONFIDENCE) / 2))))
     if of == "slope":
-        error, freedom = float(stats.linregress(data[:, 0], data[:, 1]).stderr), n - 2
+        # scipy has no error for the fit of a constant, which is exact.
+        flat = np.ptp(data[:, 1]) == 0
+        error, freedom = 0.0 if flat else float(stats.linregress(data[:, 0], data[:, 1]).stderr), n - 2
     else:
         error, freedom = float(data.std(ddof=1) / np.sqrt(n)), n - 1
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     return Statistic(value, value - reach, value + reach, n, of, error)
+
+
+def control_of(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> Statistic:
+    """Return the statistic of a negative control, which may have fewer samples than an interval needs.
+
+    Parameters
+    ----------
+    samples, of
+        As for `summarise`; with too few samples for an interval, the value stands for it.
+
+    Examples
+    --------
+    >>> control_of([3.0], "mean").low
+    3.0
+    """
+    if of != "value" and 0 < len(samples) < FEWEST[of]:
+        value = point(samples, of)
+        return Statistic(value, value, value, len(samples), of)
+    return summarise(samples, of)

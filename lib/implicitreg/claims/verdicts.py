@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from implicitreg.claims.evidence import Evidence, recorded
+from implicitreg.claims.rules import Rule
 from implicitreg.claims.schema import Claim, ClaimError, Verdict
-from implicitreg.claims.statistics import Statistic, point, summarise
+from implicitreg.claims.statistics import Statistic, control_of, summarise
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
@@ -95,7 +96,8 @@ class Judgement:
 def judge(claim: Claim, evidence: Evidence | None, scale: str) -> Judgement:
     """Decide one claim.
 
-    In this order: nothing recorded gives ``not run``; a rule that accepts the control too gives ``unguarded``;
+    In this order: nothing recorded gives ``not run``; a rule that accepts any part of the control's interval too (the
+    range of its samples, where the statistic is an extreme) gives ``unguarded``;
     the whole 95 % interval meets ``accept``: ``reproduced``; it meets ``direction``: ``reproduced in direction``;
     it lies wholly on the wrong side (of ``direction`` where there is one, else of ``accept``): ``differs``;
     else ``not reproduced``.
@@ -131,26 +133,30 @@ def judge(claim: Claim, evidence: Evidence | None, scale: str) -> Judgement:
         raise ClaimError(f"{claim.id}: samples: {len(evidence.samples)} given, {seeds} seeds needed at scale {scale!r}")
     try:
         measured = summarise(rule.reduce(evidence.samples), rule.of)
-        control = point(rule.reduce(evidence.control), rule.of)
+        control = control_of(rule.reduce(evidence.control), rule.of)
     except (ValueError, TypeError, IndexError) as error:
         raise ClaimError(f"{claim.id}: samples and control do not suit the statistic {rule.of!r}: {error}") from None
     margin = None
     if measured.standard_error:
         margin = rule.distance(measured.value) / measured.standard_error
+
+    def rejected(by: Rule) -> bool:
+        return by.misses(control.low, control.high)
+
     weakest = claim.direction or rule
     verdict: Verdict
-    rejected = rule.misses(control, control)
-    if not rejected:
+    if not rejected(rule):
         verdict = "unguarded"
     elif rule.meets(measured.low, measured.high):
         verdict = "reproduced"
     elif claim.direction is not None and claim.direction.meets(measured.low, measured.high):
-        verdict = "reproduced in direction"
+        # The weaker rule decides here: it too must reject the control.
+        verdict = "reproduced in direction" if rejected(claim.direction) else "unguarded"
     elif weakest.misses(measured.low, measured.high):
         verdict = "differs"
     else:
         verdict = "not reproduced"
-    return Judgement(claim, scale, verdict, measured, control, rejected, margin)
+    return Judgement(claim, scale, verdict, measured, control.value, rejected(rule), margin)
 
 
 def judge_notebooks(

@@ -41,6 +41,8 @@ class MatrixCompletion:
     observed: Tensor
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, Tensor) or self.target.dtype not in (torch.float32, torch.float64):
+            raise TypeError("target: must be a tensor of dtype float32 or float64")
         if not isinstance(self.observed, Tensor) or self.observed.dtype != torch.bool:
             raise TypeError("observed: must be a boolean tensor")
         if self.observed.shape != self.target.shape or self.target.ndim != 2:
@@ -53,18 +55,35 @@ class MatrixCompletion:
         object.__setattr__(self, "target", self.target.masked_fill(~self.observed, 0.0))
         checks.matrices(self.target, "target")
 
-    def residual(self, w: Tensor) -> Tensor:
-        r"""Return :math:`W - b` on the observed entries and 0 elsewhere, shape ``(..., d, d')``.
+    def gradient(self, w: Tensor) -> Tensor:
+        r"""Return :math:`\nabla\ell(W)`: the residual :math:`W - b` where observed, 0 elsewhere.
 
-        It is the gradient of the loss in :math:`W`.
+        Parameters
+        ----------
+        w
+            Shape ``(..., d, d')``, float32 or float64.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(..., d, d')``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``w`` has another dtype or shape.
         """
+        if w.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"w: must have dtype float32 or float64, got {str(w.dtype).removeprefix('torch.')}")
+        if w.shape[-2:] != self.target.shape:
+            raise ValueError(
+                f"w: must have shape (..., {', '.join(map(str, self.target.shape))}), got {tuple(w.shape)}"
+            )
         return (w - self.target.to(w)).masked_fill(~self.observed.to(w.device), 0.0)
 
-    gradient = residual
-
     def loss(self, w: Tensor) -> Tensor:
-        r"""Return :math:`\tfrac12 \|\text{residual}\|_F^2`, shape ``(...)``."""
-        return 0.5 * self.residual(w).square().sum((-2, -1))
+        r"""Return :math:`\ell(W) = \tfrac12 \|\nabla\ell(W)\|_F^2`, shape ``(...)``; ``w`` as for `gradient`."""
+        return 0.5 * self.gradient(w).square().sum((-2, -1))
 
     def solutions(self, x: Tensor) -> Tensor:
         """Return the matrices that fit every observation and have ``x`` at each unobserved entry.
@@ -72,13 +91,20 @@ class MatrixCompletion:
         Parameters
         ----------
         x
-            Shape ``(...)``.
+            Shape ``(...)``, float32 or float64.
 
         Returns
         -------
         Tensor
             Shape ``(..., d, d')``.
+
+        Raises
+        ------
+        TypeError
+            ``x`` has another dtype.
         """
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"x: must have dtype float32 or float64, got {str(x.dtype).removeprefix('torch.')}")
         observed = self.observed.to(x.device)
         return torch.where(observed, self.target.to(x), x[..., None, None])
 

@@ -185,29 +185,32 @@ def gradient_descent(
     >>> run.step.tolist(), [round(x, 3) for x in run.w[:, 0, 0].tolist()]
     ([386, 3135], [1.888, 6.973])
     """
-    for a in factors:
+    if isinstance(factors, Tensor) or not factors:
+        raise ValueError("factors: must be a sequence of at least one tensor")
+    first = checks.matrices(factors[0], "factors")
+    for a in factors[1:]:
         checks.matrices(a, "factors")
-        if a.shape[:-2] != factors[0].shape[:-2]:
-            raise ValueError(
-                f"factors: must share their batch shape, got {tuple(factors[0].shape[:-2])} and {tuple(a.shape[:-2])}"
-            )
+        if (a.shape[:-2], a.dtype, a.device) != (first.shape[:-2], first.dtype, first.device):
+            raise ValueError("factors: must share their batch shape, dtype and device")
     shape = product(factors).shape
     if shape[-2:] != problem.target.shape:
         raise ValueError(f"factors: their product has shape {tuple(shape)}, the problem {tuple(problem.target.shape)}")
-    batch, count = shape[:-2], max(shape[:-2].numel(), 1)
+    batch, count = shape[:-2], shape[:-2].numel()
+    if not count:
+        raise ValueError(f"factors: must have at least one member, got the batch shape {tuple(batch)}")
     if not isinstance(lr, Tensor):
-        checks.positive(lr, "lr")
-    rates = torch.as_tensor(lr, dtype=factors[0].dtype, device=factors[0].device).broadcast_to(batch).reshape(count)
-    if not ((rates > 0) & rates.isfinite()).all():
-        raise ValueError("lr: must be finite numbers > 0")
+        lr = torch.tensor(checks.positive(lr, "lr"), dtype=first.dtype)
+    if lr.shape not in ((), batch) or not ((lr > 0) & lr.isfinite()).all():
+        raise ValueError(f"lr: must be a finite number > 0, or one for each member, shape {tuple(batch)}")
+    rates = lr.detach().to(first).broadcast_to(batch).reshape(count)
     checks.integer(max_steps, "max_steps", 0)
-    levels = decreasing(losses, problem.loss(product(factors))).to(factors[0])
+    levels = decreasing(losses, problem.loss(product(factors))).to(first)
 
     total = len(levels)
-    blank = factors[0].new_full((count, total), torch.nan)
+    blank = first.new_full((count, total), torch.nan)
     loss, determinant, drift = blank, blank.clone(), blank.clone()
-    w = factors[0].new_full((count, total, *shape[-2:]), torch.nan)
-    step = torch.full((count, total), -1, dtype=torch.int64, device=factors[0].device)
+    w = first.new_full((count, total, *shape[-2:]), torch.nan)
+    step = torch.full((count, total), -1, dtype=torch.int64, device=first.device)
 
     running = torch.arange(count, device=step.device)
     met = torch.zeros(count, dtype=torch.int64, device=step.device)

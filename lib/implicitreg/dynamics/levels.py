@@ -19,7 +19,10 @@ def decreasing(losses: Tensor | list[float], start: Tensor) -> Tensor:
     ValueError
         They are not.
     """
-    levels = torch.as_tensor(losses, dtype=torch.float64).cpu()
+    try:
+        levels = torch.as_tensor(losses, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"losses: must be a sequence of numbers, got {losses!r}") from None
     if levels.ndim != 1 or not len(levels) or not (levels > 0).all() or not (levels.diff() < 0).all():
         raise ValueError("losses: must be a sequence of positive, strictly decreasing numbers, at least one")
     if levels[0] > start.min():

@@ -22,7 +22,7 @@ def schatten_norm(w: Tensor, p: float) -> Tensor:
     Returns
     -------
     Tensor
-        Shape ``(...)``, dtype and device of ``w``; differentiable.
+        Shape ``(...)``, dtype and device of ``w``; differentiable where ``w`` has full rank.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def distance_from_rank(w: Tensor, r: int) -> Tensor:
     Returns
     -------
     Tensor
-        Shape ``(...)``, dtype and device of ``w``.
+        Shape ``(...)``, dtype and device of ``w``; differentiable where ``w`` has full rank and the distance is not 0.
 
     Raises
     ------
@@ -142,5 +142,11 @@ def distance_from_rank(w: Tensor, r: int) -> Tensor:
     """
     checks.matrices(w, "w")
     checks.integer(r, "r", 0)
-    sigma: Tensor = torch.linalg.svdvals(w)
-    return sigma[..., r:].square().sum(-1).sqrt()
+    rest = torch.linalg.svdvals(w)[..., r:]
+    if not rest.shape[-1]:
+        return w.new_zeros(w.shape[:-2])
+    # Scaled by the largest of them, so that no square overflows or vanishes.
+    largest = rest[..., 0]
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    root: Tensor = (rest / scale[..., None]).square().sum(-1).sqrt()
+    return scale * root

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from implicitreg import checks
 
 
+def _one_or_more(factors: Sequence[Tensor]) -> None:
+    if isinstance(factors, Tensor) or not factors:
+        raise ValueError("factors: must be a sequence of at least one tensor")
+    if any(a.ndim < 2 for a in factors):
+        raise ValueError("factors: must have shape (..., d_l, d_{l+1})")
+
+
 def product(factors: Sequence[Tensor]) -> Tensor:
     r"""Return the end-to-end matrix :math:`A_0 A_1 \cdots A_{L-1}`.
 
@@ -30,15 +37,14 @@ def product(factors: Sequence[Tensor]) -> Tensor:
     Raises
     ------
     ValueError
-        No factors, or neighbours whose dimensions do not meet.
+        No factors, one that is no stack of matrices, or neighbours whose dimensions do not meet.
 
     Examples
     --------
     >>> product([2 * torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])]).tolist()
     [[0.0, 2.0], [2.0, 0.0]]
     """
-    if not factors:
-        raise ValueError("factors: at least one is needed")
+    _one_or_more(factors)
     for left, right in pairwise(factors):
         if left.shape[-1] != right.shape[-2]:
             raise ValueError(f"factors: {tuple(left.shape)} and {tuple(right.shape)} do not meet")
@@ -60,11 +66,17 @@ def imbalance(factors: Sequence[Tensor]) -> Tensor:
     Tensor
         Shape ``(...)``; 0 for a single factor.
 
+    Raises
+    ------
+    ValueError
+        No factors, or one that is no stack of matrices.
+
     Examples
     --------
     >>> imbalance([torch.eye(2), 2 * torch.eye(2)]).item()  # |1 - 4| on both diagonal entries
     4.242640495300293
     """
+    _one_or_more(factors)
     gaps = [torch.linalg.matrix_norm(left.mT @ left - right @ right.mT) for left, right in pairwise(factors)]
     return sum(gaps, start=factors[0].new_zeros(factors[0].shape[:-2]))
 
