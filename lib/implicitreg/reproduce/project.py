@@ -99,8 +99,8 @@ class Project:
 
     Examples
     --------
-    >>> Project.find(Path.cwd()).chapters     # doctest: +SKIP
-    {'rank': (Notebook(name='rank/flow', ...),)}
+    >>> "rank" in Project.find(Path.cwd()).chapters
+    True
     """
 
     root: Path
