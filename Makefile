@@ -40,4 +40,4 @@ record: $(READY)  ## execute the notebooks and write their recorded outputs
 	$(BIN)/implicitreg record
 
 clean:  ## delete what was built; the environment stays
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache book/.ruff_cache .hypothesis .benchmarks

@@ -1,6 +1,7 @@
 """What every routine of the library asks of its arguments, with one wording for each complaint."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ def integer(value: int, name: str, least: int) -> int:
     ValueError
         It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: must be an integer >= {least}, got {value!r}")
-    return value
+    return int(value)
 
 
 def positive(value: float, name: str, *, infinite: bool = False) -> float:
@@ -48,10 +49,7 @@ def positive(value: float, name: str, *, infinite: bool = False) -> float:
     ValueError
         It is not, or it is infinite where that is not allowed.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not number > 0 or (math.isinf(number) and not infinite):
         raise ValueError(f"{name}: must be a {'' if infinite else 'finite '}number > 0, got {value!r}")
     return number

@@ -97,8 +97,22 @@ MEANINGS = {
 # What is known: claims from the chapters' files, evidence and figures from the notebooks of this build
 
 
+_complaints: list[str] = []  # of the build that is running; they fail it, with or without -W
+
+
 def _warn(message: str, location: Any) -> None:
+    _complaints.append(message)
     logger.warning(message, location=location, type="implicitreg")
+
+
+def _begin(app: Sphinx) -> None:
+    _complaints.clear()
+
+
+def _fail(app: Sphinx, error: Exception | None) -> None:
+    """Fail the build on any complaint of ours: a page with a wrong quotation is worse than no page."""
+    if _complaints:
+        app.statuscode = app.statuscode or 1
 
 
 @lru_cache(maxsize=4)
@@ -824,7 +838,9 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("environment", EnvironmentTable)
     app.add_post_transform(Resolve)
     app.add_env_collector(Collector)
+    app.connect("builder-inited", _begin, priority=1)
     app.connect("builder-inited", _check_claims)
+    app.connect("build-finished", _fail)
     app.connect("config-inited", _local_mathjax)
     app.connect("config-inited", _repository)
     return {

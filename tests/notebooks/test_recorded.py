@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from implicitreg.claims import judge_notebooks, load_all
+from implicitreg.claims import MIME, Evidence, Record, judge, judge_notebooks, load_all
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.relative_to(ROOT / "book").with_suffix("").as_posix(): path for path in ROOT.glob("book/*/*.ipynb")}
@@ -65,6 +65,26 @@ class TestRecorded:
     def test_figures_say_what_was_found(self, name):
         for figure, _, alt in figures(CONTENTS[name]):
             assert any(c.isdigit() for c in alt), f"{figure}: alt text without a measured number"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_pages_take_from_metadata_is_what_nbval_compares(name):
+    """Evidence, alternative texts and captions lie in metadata, which nbval passes over: held against what is shown."""
+    claims = load_all(ROOT / "book")
+    for cell in code_cells(CONTENTS[name]):
+        captions = {}
+        for output in cell["outputs"]:
+            data, meta = output.get("data", {}), output.get("metadata", {})
+            if MIME in meta:
+                evidence = Evidence.from_json(meta[MIME])
+                shown = Record(judge(claims[evidence.id], evidence, "book"), evidence)._repr_mimebundle_()[0]
+                assert {mime: "".join(text) for mime, text in data.items()} == shown, evidence.id
+            if "caption" in meta.get("image/png", {}):
+                captions[meta["image/png"]["name"]] = meta["image/png"]["caption"]
+                assert "".join(data["text/plain"]) == meta["image/png"]["alt"]
+            if "caption_of" in meta.get("text/markdown", {}):
+                assert "".join(data["text/markdown"]) == captions.pop(meta["text/markdown"]["caption_of"])
+        assert not captions
 
 
 def test_every_claim_has_the_verdict_it_is_expected_to_have():

@@ -364,6 +364,8 @@ def test_recording_and_reading_back(tmp_path, monkeypatch):
     assert "verdict" not in json.dumps(metadata) + data["text/html"] + data["text/plain"]
     assert 'id="claim-rank-grows"' in data["text/html"]
     assert "mean 0.5" in data["text/plain"]
+    assert str(shown) == data["text/plain"]
+    Ledger.open("rank").record("rank.grows", samples=samples, control=[-1.0])  # the full id will do
     notebook = {"cells": [{"outputs": []}, {"outputs": [{"data": data, "metadata": json.loads(json.dumps(metadata))}]}]}
     ((cell, found),) = recorded(notebook)
     assert cell == 1
@@ -396,8 +398,9 @@ def test_the_ledger_is_found_upward(tmp_path, monkeypatch, place):
         (lambda ledger: ledger.record("grows", samples=[1.0] * 7, control=[-1.0]), "7 given, 8 seeds needed"),
         (lambda ledger: ledger.record("grows", samples=[math.nan] * 8, control=[-1.0]), "samples must be finite"),
         (lambda ledger: ledger.record("grows", samples=[1.0] * 8, control=[math.inf]), "control must be finite"),
-        (lambda ledger: ledger.record("grows", samples=[1.0] * 8, control=[]), "control must be finite"),
+        (lambda ledger: ledger.record("grows", samples=[1.0] * 8, control=[]), "control must have at least one"),
         (lambda ledger: ledger.record("grows", samples="12345678", control=[-1.0]), "samples: must be numbers"),
+        (lambda ledger: ledger.record("grows", samples=[True] * 8, control=[-1.0]), "samples: must be numbers"),
         (
             lambda ledger: [ledger.record("grows", samples=[1.0, 2.0] * 4, control=[-1.0]) for _ in range(2)],
             "recorded already",

@@ -50,8 +50,12 @@ class Evidence:
         if not isinstance(data, Mapping) or set(data) != {"id", "scale", "samples", "control"}:
             raise ValueError("evidence must have exactly the fields id, scale, samples and control")
         for name in ("samples", "control"):
-            if not isinstance(data[name], list) or not data[name] or not _finite(data[name]):
-                raise ValueError(f"evidence of {data['id']}: {name} must be finite numbers, at least one")
+            if not isinstance(data[name], list) or not data[name]:
+                raise ValueError(f"evidence of {data['id']}: {name} must have at least one number")
+            if not _finite(data[name]):
+                raise ValueError(
+                    f"evidence of {data['id']}: {name} must be finite numbers, none of them NaN or infinite"
+                )
         return cls(str(data["id"]), str(data["scale"]), data["samples"], data["control"])
 
 

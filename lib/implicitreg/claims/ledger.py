@@ -14,6 +14,7 @@ from implicitreg.claims.verdicts import Judgement, judge
 
 # The copy that an installed wheel carries; absent in a checkout, where `book/` itself is at hand.
 PACKAGED = Path(__file__).parent / "book"
+CHECKOUT = Path(__file__).parents[3] / "book"
 
 
 def _find(folder: str) -> Path:
@@ -23,9 +24,9 @@ def _find(folder: str) -> Path:
         for path in (*beside, place / folder / "claims.yml", place / "book" / folder / "claims.yml"):
             if path.is_file():
                 return path
-    path = PACKAGED / folder / "claims.yml"
-    if path.is_file():
-        return path
+    for book in (PACKAGED, CHECKOUT):
+        if (path := book / folder / "claims.yml").is_file():
+            return path
     known = sorted(p.parent.name for p in PACKAGED.glob("*/claims.yml"))
     raise ClaimError(
         f"folder: no claims.yml of {folder!r} upward from {here}"
@@ -37,12 +38,14 @@ def _plain(values: Any, name: str, claim: str) -> list[Any]:
     """Return tensors, arrays, tuples and numbers as nested lists of Python floats."""
     if hasattr(values, "tolist"):
         values = values.tolist()
-    if isinstance(values, (int, float)):
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
         values = [values]
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, dict)):
         raise ClaimError(f"{claim}: {name}: must be numbers, one per seed")
     return [
-        float(v) if isinstance(v, (int, float)) or getattr(v, "ndim", None) == 0 else _plain(v, name, claim)
+        float(v)
+        if (isinstance(v, (int, float)) and not isinstance(v, bool)) or getattr(v, "ndim", None) == 0
+        else _plain(v, name, claim)
         for v in values
     ]
 
@@ -86,6 +89,9 @@ class Record:
         rows.append(("measured", measured_words(claim, measured, scale)))
         rows.append(("control", f"{number(self.judgement.control)}: {claim.control.what}"))
         return rows
+
+    def __str__(self) -> str:
+        return str(self._repr_mimebundle_()[0]["text/plain"])
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
         rows = self.rows()
@@ -151,7 +157,7 @@ class Ledger:
         Parameters
         ----------
         key
-            The claim's key in ``claims.yml``.
+            The claim's key in ``claims.yml``; its full id, ``<folder>.<key>``, will do too.
         samples
             What was measured, one per seed: numbers, or sequences where the rule is ``ordered``, or pairs
             ``[x, y]`` where the statistic is ``slope``. Lists, arrays and tensors will do.
@@ -169,6 +175,7 @@ class Ledger:
             An unknown key, a claim recorded before, one not recorded at this scale, too few seeds, or a sample
             that is not finite.
         """
+        key = key.removeprefix(f"{self.file.folder}.")
         claim = self.file.claims.get(key)
         if claim is None:
             raise ClaimError(f"key: no claim {key!r} in {self.file.path}; known: {', '.join(self.file.claims)}")

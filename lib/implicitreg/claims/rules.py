@@ -143,9 +143,9 @@ class Within(_Rule):
     def words(self) -> str:
         """Return the rule as a short phrase."""
         if self.relative is not None:
-            return f"within {number(100 * self.relative)} % of {number(self.value, self.digits)}"
+            return f"within {number(100 * self.relative)} % of {number(self.value, 8)}"
         assert self.absolute is not None
-        return f"{number(self.value, self.digits)} ± {number(self.absolute)}"
+        return f"{number(self.value, 8)} ± {number(self.absolute)}"
 
 
 class Ordered(_Rule):

@@ -28,7 +28,7 @@ from implicitreg.reproduce.project import (
     read_notebook,
     shown,
 )
-from implicitreg.reproduce.runs import CLAIMS, Judged, claims_json, executed, failed, judge, slug
+from implicitreg.reproduce.runs import CLAIMS, Judged, claims_json, executed, failed, judge, read_claims, slug
 from implicitreg.reproduce.storage import locked, make_writable, sweep, to_json, write, writing_to
 
 CELL_TIMEOUT = 600
@@ -178,6 +178,7 @@ class Plan:
     ) -> None:
         self.project, self.settings, self.fresh = project, settings, fresh
         self.folder = (output or project.runs).absolute() / settings.name
+        read_claims(project)  # a malformed claims file is told now, not after the notebooks have run
         self._contents = {notebook: notebook.read() for notebook in notebooks}
         self._inject = {n: _injected(n, content, settings) for n, content in self._contents.items()}
         self._shared = surroundings(project)

@@ -11,7 +11,7 @@ from implicitreg.reproduce.fingerprint import changes, fingerprint, sealed_param
 from implicitreg.reproduce.project import CommandError, Project, UsageError, listed, read_notebook, shown
 
 if TYPE_CHECKING:
-    from implicitreg.claims import Judgement
+    from implicitreg.claims import Claim, Judgement
 
 RECORDED = "recorded"
 DEFAULT = "book-seed0"
@@ -86,6 +86,22 @@ def failed(folder: Path, name: str) -> Path:
     return folder / f"{name}{FAILED}"
 
 
+def read_claims(project: Project) -> "dict[str, Claim]":
+    """Return every claim of the book.
+
+    Raises
+    ------
+    CommandError
+        A claim file is not as it must be.
+    """
+    from implicitreg.claims import ClaimError, load_all
+
+    try:
+        return load_all(project.book)
+    except ClaimError as error:
+        raise CommandError(str(error)) from None
+
+
 def judge(project: Project, notebooks: Mapping[str, dict[str, Any]], scale: str) -> list[Judged]:
     """Judge every claim of the book by executed notebooks.
 
@@ -94,10 +110,10 @@ def judge(project: Project, notebooks: Mapping[str, dict[str, Any]], scale: str)
     CommandError
         A claim file or the evidence is not as it must be.
     """
-    from implicitreg.claims import ClaimError, judge_notebooks, load_all
+    from implicitreg.claims import ClaimError, judge_notebooks
 
     try:
-        judgements = judge_notebooks(load_all(project.book), notebooks, scale)
+        judgements = judge_notebooks(read_claims(project), notebooks, scale)
     except ClaimError as error:
         raise CommandError(str(error)) from None
     return [
@@ -191,8 +207,8 @@ def default(project: Project) -> tuple[Run, str | None]:
     if (folder / CLAIMS).is_file():
         try:
             run = load(project, folder)
-        except UsageError:
-            return load_recorded(project), None
+        except UsageError as error:
+            return load_recorded(project), f"{error}; showing the recorded notebooks instead"
         if not run.stale:
             return run, None
         return load_recorded(project), f"{remark(run)}; showing the recorded notebooks instead"
