@@ -169,8 +169,9 @@ def write_flow(folder: Path, *samples: float) -> None:
     notebook(folder / "book/rank/flow.ipynb", figure(**GROWTH), *cells)
 
 
-def build(folder: Path, *options: str) -> SimpleNamespace:
-    command = [sys.executable, "-P", "-m", "sphinx", "-b", "html", "-n", "-W", "--keep-going", "-q", *options]
+def build(folder: Path, *options: str, strict: bool = True) -> SimpleNamespace:
+    command = [sys.executable, "-P", "-m", "sphinx", "-b", "html", "-n", "-q", *options]
+    command += ["-W", "--keep-going"] if strict else []
     done = subprocess.run(
         [*command, str(folder), str(folder / "_build/html")], capture_output=True, text=True, timeout=120, check=False
     )
@@ -374,6 +375,16 @@ def test_every_mistake_fails_the_build_and_names_what_is_known(tmp_path):
             "two: cell 2: a picture without alternative text, caption and name",
         ):
             assert message in done.log, attempt
+
+
+def test_an_unknown_claim_fails_a_build_without_warnings_as_errors(tmp_path):
+    folder = write(tmp_path / "book")
+    assert build(folder, strict=False).code == 0
+    index = folder / "index.md"
+    index.write_text(index.read_text("utf-8") + "\n{verdict}`rank.nosuch`\n", "utf-8")
+    done = build(folder, strict=False)
+    assert done.code != 0
+    assert "unknown claim 'rank.nosuch'" in done.log
 
 
 def test_a_malformed_claim_file_is_one_clear_line(tmp_path):
