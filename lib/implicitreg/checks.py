@@ -7,6 +7,21 @@ import torch
 from torch import Tensor
 
 
+def floating(value: Tensor, name: str) -> Tensor:
+    """Return ``value`` if it is a tensor of dtype float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        It is not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: must have dtype float32 or float64, got {str(value.dtype).removeprefix('torch.')}")
+    return value
+
+
 def matrices(value: Tensor, name: str) -> Tensor:
     """Return ``value`` if it is a finite floating-point tensor of shape ``(..., d, d')``.
 
@@ -17,10 +32,7 @@ def matrices(value: Tensor, name: str) -> Tensor:
     ValueError
         Fewer than two dimensions, an empty matrix, or an entry that is not finite.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name}: must have dtype float32 or float64, got {str(value.dtype).removeprefix('torch.')}")
+    floating(value, name)
     if value.ndim < 2 or 0 in value.shape[-2:]:
         raise ValueError(f"{name}: must have shape (..., d, d') with d, d' >= 1, got {tuple(value.shape)}")
     if not torch.isfinite(value).all():

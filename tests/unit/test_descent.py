@@ -52,15 +52,18 @@ def wide():
     return problem, factors
 
 
-def check(descent):
-    problem, factors = wide()
-    start = problem.loss(product(factors))
-    losses = [start.min().item() * f for f in (0.9, 0.7, 0.5)]
-    run = descent(factors, problem, 0.02, losses=losses)
-    for i in range(5):
-        steps, matrices = plain([a[i] for a in factors], problem, 0.02, losses)
+def compare(run, factors, problem, lr, losses):
+    """Hold every member of a batched run against the plain optimiser."""
+    for i in range(len(factors[0])):
+        steps, matrices = plain([a[i] for a in factors], problem, lr, losses)
         assert run.step[i].tolist() == steps
         np.testing.assert_allclose(run.w[i], matrices, rtol=1e-10, atol=1e-12)
+
+
+def check(descent):
+    problem, factors = wide()
+    losses = [problem.loss(product(factors)).min().item() * f for f in (0.9, 0.7, 0.5)]
+    compare(descent(factors, problem, 0.02, losses=losses), factors, problem, 0.02, losses)
 
 
 def test_agrees_with_autograd():
@@ -85,11 +88,7 @@ def test_other_depths(depth):
     problem = two_by_two()
     factors = [0.5 * a for a in gaussian_factors(3, depth, 1.0, generator(depth))]
     levels = [problem.loss(product(factors)).min().item() * f for f in (1.0, 0.1, 0.02)]
-    run = gradient_descent(factors, problem, 0.05, losses=levels)
-    for i in range(3):
-        steps, matrices = plain([a[i] for a in factors], problem, 0.05, levels)
-        assert run.step[i].tolist() == steps
-        torch.testing.assert_close(run.w[i], matrices, rtol=1e-10, atol=1e-12)
+    compare(gradient_descent(factors, problem, 0.05, losses=levels), factors, problem, 0.05, levels)
 
 
 def test_a_step_size_for_each_member():

@@ -12,13 +12,13 @@ from implicitreg.claims.schema import SCALES, Claim, ClaimError, ClaimFile, load
 from implicitreg.claims.statistics import Statistic
 from implicitreg.claims.verdicts import Judgement, judge
 
-# The copy that an installed wheel carries; absent in a checkout, where `book/` itself is at hand.
+# Far from the book: the copy that an installed wheel carries, or the checkout that an editable install points to.
 PACKAGED = Path(__file__).parent / "book"
 CHECKOUT = Path(__file__).parents[3] / "book"
 
 
 def _find(folder: str) -> Path:
-    """Return the folder's ``claims.yml``, looked for upward from the working directory, then in the wheel."""
+    """Return the folder's ``claims.yml``, looked for upward from the working directory, then where it was installed."""
     for place in (here := Path.cwd(), *here.parents):
         beside = [place / "claims.yml"] if place.name == folder else []
         for path in (*beside, place / folder / "claims.yml", place / "book" / folder / "claims.yml"):
@@ -140,7 +140,7 @@ class Ledger:
         ----------
         folder
             The chapter's folder, such as ``"rank"``. Its ``claims.yml`` is looked for upward from the working
-            directory, then among the copies that the installed package carries.
+            directory, then where the package was installed from.
         scale
             The scale of this run.
 

@@ -41,8 +41,7 @@ class MatrixCompletion:
     observed: Tensor
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target, Tensor) or self.target.dtype not in (torch.float32, torch.float64):
-            raise TypeError("target: must be a tensor of dtype float32 or float64")
+        checks.floating(self.target, "target")
         if not isinstance(self.observed, Tensor) or self.observed.dtype != torch.bool:
             raise TypeError("observed: must be a boolean tensor")
         if self.observed.shape != self.target.shape or self.target.ndim != 2:
@@ -73,8 +72,7 @@ class MatrixCompletion:
         TypeError, ValueError
             ``w`` has another dtype or shape.
         """
-        if w.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"w: must have dtype float32 or float64, got {str(w.dtype).removeprefix('torch.')}")
+        checks.floating(w, "w")
         if w.shape[-2:] != self.target.shape:
             raise ValueError(
                 f"w: must have shape (..., {', '.join(map(str, self.target.shape))}), got {tuple(w.shape)}"
@@ -103,8 +101,7 @@ class MatrixCompletion:
         TypeError
             ``x`` has another dtype.
         """
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"x: must have dtype float32 or float64, got {str(x.dtype).removeprefix('torch.')}")
+        checks.floating(x, "x")
         observed = self.observed.to(x.device)
         return torch.where(observed, self.target.to(x), x[..., None, None])
 
