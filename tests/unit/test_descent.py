@@ -1,5 +1,6 @@
 """Batched descent: against autograd and a plain optimiser, against the flow, and its own bookkeeping."""
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from implicitreg.data import MatrixCompletion, two_by_two
-from implicitreg.dynamics import balanced_flow, gradient_descent
+from implicitreg.dynamics import balanced_flow, descent, gradient_descent
 from implicitreg.nets import (
     DeepLinear,
     balanced_factors,
@@ -60,10 +61,10 @@ def compare(run, factors, problem, lr, losses):
         np.testing.assert_allclose(run.w[i], matrices, rtol=1e-10, atol=1e-12)
 
 
-def check(descent):
+def check(descend):
     problem, factors = wide()
     losses = [problem.loss(product(factors)).min().item() * f for f in (0.9, 0.7, 0.5)]
-    compare(descent(factors, problem, 0.02, losses=losses), factors, problem, 0.02, losses)
+    compare(descend(factors, problem, 0.02, losses=losses), factors, problem, 0.02, losses)
 
 
 def test_agrees_with_autograd():
@@ -193,30 +194,48 @@ def test_bad_arguments_are_named(change, name):
         gradient_descent(**{**arguments, **change})
 
 
-def test_mutants_of_the_step_are_caught(monkeypatch):
-    """The routine itself broken: a factor left out of the update, a stale residual, a step uphill."""
-    from implicitreg.dynamics import descent
+def interpreted(source):
+    """Return the loop as Python from its source, in place of the compiled one."""
+    namespace = dict(vars(descent))
+    exec(source, namespace)
+    return lambda: namespace["_descend"]
 
-    right = descent._Program.step
 
-    def frozen(self):
-        kept = self.factors[1].clone()
-        right(self)
-        self.factors[1].copy_(kept)
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("p[q] -= lr * g[q]", "p[q] += lr * g[q]"),  # uphill
+        (
+            "for q in range(len(p)):\n            p[q] -=",
+            "for q in range(start[1], len(p)):\n            p[q] -=",
+        ),  # frozen
+        ("loss /= 2", "loss /= 2.02"),
+        ("for j in range(n):\n                        total", "for j in range(n - 1):\n                        total"),
+        ("h, spare = spare, h", "pass"),  # a stale residual
+        ("* mask[i, j]", ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_mutants_of_the_loop_are_caught(monkeypatch, right, wrong):
+    """Not compiled, the loop gives the same numbers; broken, the comparison with autograd notices."""
+    source = inspect.getsource(descent._descend)
+    problem, factors = wide()
+    losses = [problem.loss(product(factors)).min().item() * f for f in (0.9, 0.7)]
+    compiled = gradient_descent(factors, problem, 0.02, losses=losses)
+    monkeypatch.setattr(descent, "_compiled", interpreted(source))
+    plain_python = gradient_descent(factors, problem, 0.02, losses=losses)
+    assert torch.equal(compiled.w, plain_python.w)
+    assert source.count(right) == 1
+    monkeypatch.setattr(descent, "_compiled", interpreted(source.replace(right, wrong)))
+    with pytest.raises(AssertionError):
+        check(lambda *a, **k: gradient_descent(*a, **k, max_steps=500))
 
-    def uphill(self):
-        self.lr = -self.lr
-        right(self)
-        self.lr = -self.lr
 
-    def stale(self):
-        self.residual.mul_(0.99)
-        right(self)
-
-    for mutant in (frozen, stale):
-        monkeypatch.setattr(descent._Program, "step", mutant)
-        with pytest.raises(AssertionError):
-            check(gradient_descent)
-    monkeypatch.setattr(descent._Program, "step", uphill)
-    with pytest.warns(RuntimeWarning), pytest.raises(AssertionError):
-        check(lambda *a, **k: gradient_descent(*a, **k, max_steps=2000))
+def test_a_member_moves_alike_alone_and_in_pieces(monkeypatch):
+    problem, factors = wide()
+    losses = [problem.loss(product(factors)).min().item() * f for f in (0.9, 0.5)]
+    together = gradient_descent(factors, problem, 0.02, losses=losses)
+    monkeypatch.setattr(descent, "PATIENCE", 7)
+    alone = gradient_descent([a[2] for a in factors], problem, 0.02, losses=losses)
+    assert torch.equal(together.step[2], alone.step)
+    assert torch.equal(together.w[2], alone.w)
