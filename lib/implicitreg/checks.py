@@ -1,6 +1,7 @@
 """What every routine of the library asks of its arguments, with one wording for each complaint."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
@@ -51,6 +52,19 @@ def integer(value: int, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: must be an integer >= {least}, got {value!r}")
     return int(value)
+
+
+def dimensions(value: Sequence[int], name: str, order: int | None = None) -> tuple[int, ...]:
+    """Return ``value`` as a tuple if it holds the dimensions of a tensor of some order, each >= 1.
+
+    Raises
+    ------
+    ValueError
+        It does not: no sequence, or not of length ``order`` (of at least two where that is None).
+    """
+    if not isinstance(value, tuple | list | torch.Size) or (len(value) != order if order else len(value) < 2):
+        raise ValueError(f"{name}: must be a sequence of {order or 'at least 2'} integers >= 1, got {value!r}")
+    return tuple(integer(d, name, 1) for d in value)
 
 
 def positive(value: float, name: str, *, infinite: bool = False) -> float:

@@ -61,7 +61,7 @@ def test_gaussian_factors_have_the_stated_scale(depth):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gaussian_matrices_keep_the_sign_asked_for(sign):
-    w = gaussian_matrices(500, 1e-3, generator(), dim=3, determinant_sign=sign)
+    w = gaussian_matrices(500, 1e-3, generator(), shape=(3, 3), determinant_sign=sign)
     assert w.shape == (500, 3, 3)
     assert (torch.linalg.det(w).sign() == sign).all()
     assert w.std().item() == pytest.approx(1e-3, rel=0.1)

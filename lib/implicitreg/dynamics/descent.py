@@ -240,7 +240,9 @@ def gradient_descent(
             row, now = _compiled()(*layout, p, *constants, rate, levels.numpy(), row, now, last, *tables)
             if row == len(levels) or now < last or now == max_steps:
                 break
-    found = [x.unflatten(-1, a.shape[-2:]) for x, a in zip(torch.split(kept, sizes, -1), factors, strict=True)]
+    found = [
+        x.reshape(*x.shape[:-1], *a.shape[-2:]) for x, a in zip(torch.split(kept, sizes, -1), factors, strict=True)
+    ]
     converged = step[:, -1] >= 0
     if not converged.all():
         warnings.warn(

@@ -192,9 +192,14 @@ def gaussian_factors(n: int, depth: int, std: float, generator: torch.Generator,
 
 
 def gaussian_matrices(
-    n: int, std: float, generator: torch.Generator, *, dim: int = 2, determinant_sign: int | None = None
+    n: int,
+    std: float,
+    generator: torch.Generator,
+    *,
+    shape: tuple[int, int] = (2, 2),
+    determinant_sign: int | None = None,
 ) -> Tensor:
-    r"""Return square matrices with independent :math:`\mathcal N(0, \text{std}^2)` entries.
+    r"""Return matrices with independent :math:`\mathcal N(0, \text{std}^2)` entries.
 
     Parameters
     ----------
@@ -204,15 +209,16 @@ def gaussian_matrices(
         Standard deviation of each entry, > 0.
     generator
         Source of randomness, on the CPU.
-    dim
-        Dimension ``d``, >= 1.
+    shape
+        Dimensions ``(d, d')`` of each, >= 1.
     determinant_sign
-        ``1`` or ``-1`` to keep only draws with that sign of the determinant (rejection); ``None`` for all.
+        ``1`` or ``-1`` to keep only draws with that sign of the determinant (rejection); ``None`` for all. Square
+        matrices only.
 
     Returns
     -------
     Tensor
-        Shape ``(n, dim, dim)``, float64.
+        Shape ``(n, d, d')``, float64.
 
     Raises
     ------
@@ -227,12 +233,14 @@ def gaussian_matrices(
     """
     checks.integer(n, "n", 1)
     checks.positive(std, "std")
-    checks.integer(dim, "dim", 1)
+    rows, columns = checks.dimensions(shape, "shape", 2)
     if determinant_sign not in (1, -1, None):
         raise ValueError(f"determinant_sign: must be 1, -1 or None, got {determinant_sign!r}")
-    kept = torch.empty(0, dim, dim, dtype=torch.float64)
+    if determinant_sign is not None and rows != columns:
+        raise ValueError(f"determinant_sign: must be None for matrices that are not square, got {determinant_sign!r}")
+    kept = torch.empty(0, rows, columns, dtype=torch.float64)
     while len(kept) < n:
-        drawn = torch.randn(n - len(kept), dim, dim, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(n - len(kept), rows, columns, generator=generator, dtype=torch.float64)
         if determinant_sign is not None:
             drawn = drawn[torch.linalg.det(drawn).sign() == determinant_sign]
         kept = torch.cat([kept, drawn])
