@@ -131,9 +131,12 @@ def _descend(
 
 @cache
 def _compiled() -> Any:
-    import numba  # here, because the import takes half a second and the first call compiles for two
+    import numba  # here, because only descents need it
 
-    return numba.njit(nogil=True)(_descend)
+    try:
+        return numba.njit(nogil=True, cache=True)(_descend)
+    except RuntimeError:  # no folder in which the compiled code could be kept
+        return numba.njit(nogil=True)(_descend)
 
 
 def _determinant(factors: Sequence[Tensor]) -> Tensor:
@@ -187,9 +190,9 @@ def gradient_descent(
     Notes
     -----
     Cost: :math:`O(L d^3)` a step and member, on the CPU whatever the device of ``factors``, one member after the
-    other: at 2×2 about 0.03, 0.07, 0.11 and 0.16 µs a step at depths 1 to 4, at 5×5 and depth 3 about 0.8 µs. The
-    loop is compiled at the first call of a process, which takes two seconds for each dtype. It makes no use of
-    BLAS: for matrices of dimension 50 and more, `DeepLinear` with an optimiser of `torch.optim` is the better tool.
+    other: at 2×2 about 0.03, 0.07, 0.11 and 0.16 µs a step at depths 1 to 4, at 5×5 and depth 3 about 0.8 µs.
+    The loop is compiled at the first call ever for each dtype, which takes two seconds. It makes no use of BLAS:
+    for matrices of dimension 50 and more, `DeepLinear` with an optimiser of `torch.optim` is the better tool.
 
     A member takes the same steps, to the last bit, alone and in an ensemble.
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from implicitreg import checks
 from implicitreg.nets import khatri_rao
 
-# A start of alternating least squares is given up when a sweep lowers its error by less than this share.
-STALLED = 1e-9
+# From sweep WARM_UP on, a start is given up unless it would meet the tolerance if it went on HOPE times as fast.
+WARM_UP, HOPE = 30, 4
 # Weight of the Tikhonov term, relative to the mean diagonal: keeps the normal equations solvable.
 RIDGE = 1e-12
 
@@ -126,12 +126,12 @@ def _least_squares(tensor: Tensor, start: list[Tensor], sweeps: int, tol: float)
     unfolded = [tensor.movedim(k + 1, 1).flatten(2) for k in range(order)]
     square = tensor.flatten(1).square().sum(-1)
     best = tensor.new_full((n,), math.inf)
-    # One member is one tensor from one start; members leave together with their tensor, or when they stall.
+    # One member is one tensor from one start; members leave together with their tensor, or when hope is gone.
     whose = torch.arange(n, device=tensor.device).repeat_interleave(starts)
     factors = [f.repeat(n, 1, 1) for f in start]
     before = tensor.new_full((len(whose),), math.inf)
     diagonal = RIDGE * torch.eye(start[0].shape[-1], dtype=tensor.dtype, device=tensor.device)
-    for _ in range(sweeps):
+    for sweep in range(1, sweeps + 1):
         grams = [f.mT @ f for f in factors]
         for k in range(order):
             others = [j for j in range(order) if j != k]
@@ -146,7 +146,9 @@ def _least_squares(tensor: Tensor, start: list[Tensor], sweeps: int, tol: float)
         error = (square[whose] - 2 * fit + torch.stack(grams).prod(0).sum((-2, -1))).clamp(min=0) / size
         error = torch.where(error.isfinite(), error, math.inf)
         best.scatter_reduce_(0, whose, error, "amin")
-        keep = (best[whose] >= tol) & (before - error > STALLED * error)
+        keep = (best[whose] >= tol) & error.isfinite()
+        if sweep >= WARM_UP:
+            keep &= error.log() + HOPE * (sweeps - sweep) * (error / before).log() < math.log(tol)
         if not keep.any():
             break
         before = error

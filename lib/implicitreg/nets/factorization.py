@@ -151,7 +151,15 @@ def identity_factors(alpha: float, depth: int, dim: int = 2) -> list[Tensor]:
     return [alpha ** (1 / depth) * torch.eye(dim, dtype=torch.float64) for _ in range(depth)]
 
 
-def gaussian_factors(n: int, depth: int, std: float, generator: torch.Generator, dim: int = 2) -> list[Tensor]:
+def gaussian_factors(
+    n: int,
+    depth: int,
+    std: float,
+    generator: torch.Generator,
+    dim: int = 2,
+    *,
+    determinant_sign: int | None = None,
+) -> list[Tensor]:
     r"""Return factors with independent :math:`\mathcal N(0, \text{std}^2)` entries; not balanced.
 
     Every entry of the product of ``L`` factors has standard deviation :math:`\text{std}^L\, d^{(L-1)/2}`.
@@ -168,6 +176,10 @@ def gaussian_factors(n: int, depth: int, std: float, generator: torch.Generator,
         Source of randomness, on the CPU.
     dim
         Dimension ``d`` of the square factors, >= 1.
+    determinant_sign
+        ``1`` or ``-1`` for products with that sign of the determinant; ``None`` for all. Where the sign is the
+        other one, the first row of the first factor is flipped, which leaves the entries' distribution given the
+        sign.
 
     Returns
     -------
@@ -188,7 +200,17 @@ def gaussian_factors(n: int, depth: int, std: float, generator: torch.Generator,
     checks.integer(depth, "depth", 1)
     checks.positive(std, "std")
     checks.integer(dim, "dim", 1)
-    return [std * torch.randn(n, dim, dim, generator=generator, dtype=torch.float64) for _ in range(depth)]
+    _sign(determinant_sign)
+    factors = [torch.randn(n, dim, dim, generator=generator, dtype=torch.float64) for _ in range(depth)]
+    if determinant_sign is not None:
+        signs = torch.stack([torch.linalg.det(a).sign() for a in factors]).prod(0)
+        factors[0][:, 0] *= (determinant_sign * signs)[:, None]
+    return [std * a for a in factors]
+
+
+def _sign(determinant_sign: int | None) -> None:
+    if determinant_sign not in (1, -1, None):
+        raise ValueError(f"determinant_sign: must be 1, -1 or None, got {determinant_sign!r}")
 
 
 def gaussian_matrices(
@@ -234,8 +256,7 @@ def gaussian_matrices(
     checks.integer(n, "n", 1)
     checks.positive(std, "std")
     rows, columns = checks.dimensions(shape, "shape", 2)
-    if determinant_sign not in (1, -1, None):
-        raise ValueError(f"determinant_sign: must be 1, -1 or None, got {determinant_sign!r}")
+    _sign(determinant_sign)
     if determinant_sign is not None and rows != columns:
         raise ValueError(f"determinant_sign: must be None for matrices that are not square, got {determinant_sign!r}")
     kept = torch.empty(0, rows, columns, dtype=torch.float64)

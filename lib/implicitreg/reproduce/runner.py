@@ -326,8 +326,10 @@ def _carry_out(plan: Plan, steps: Sequence[Step], pool: Executor, cell_timeout: 
         for step in steps
     ]
     results = []
+    # The most code first: what runs long should not begin last, and nothing better is known about a notebook.
+    queue = sorted(zip(jobs, steps, strict=True), key=lambda each: _code(each[1].content), reverse=True)
     with _interrupts_held():
-        pending = {pool.submit(execute, job): step for job, step in zip(jobs, steps, strict=True)}
+        pending = {pool.submit(execute, job): step for job, step in queue}
     while pending:
         done, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
         for future in done:
@@ -340,6 +342,11 @@ def _carry_out(plan: Plan, steps: Sequence[Step], pool: Executor, cell_timeout: 
         for step in pending.values():
             _show_progress(plan.folder, step.notebook, show)
     return results
+
+
+def _code(content: Mapping[str, Any]) -> int:
+    """Return the length of a notebook's code."""
+    return sum(len("".join(cell["source"])) for cell in content["cells"] if cell["cell_type"] == "code")
 
 
 def _show_progress(folder: Path, notebook: Notebook, show: Display) -> None:
