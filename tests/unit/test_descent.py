@@ -198,7 +198,7 @@ def interpreted(source):
     """Return the loop as Python from its source, in place of the compiled one."""
     namespace = dict(vars(descent))
     exec(source, namespace)
-    return lambda: namespace["_descend"]
+    return namespace["_loop"]
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,14 @@ def interpreted(source):
     [
         ("p[q] -= lr * g[q]", "p[q] += lr * g[q]"),  # uphill
         (
-            "for q in range(len(p)):\n            p[q] -=",
-            "for q in range(start[1], len(p)):\n            p[q] -=",
+            "in range(len(p)):\n                p[q] -=",
+            "in range(start[1], len(p)):\n                p[q] -=",
         ),  # frozen
         ("loss /= 2", "loss /= 2.02"),
-        ("for j in range(n):\n                        total", "for j in range(n - 1):\n                        total"),
+        (
+            "for j in range(n):\n                            total",
+            "for j in range(n - 1):\n                            total",
+        ),
         ("h, spare = spare, h", "pass"),  # a stale residual
         ("* mask[i, j]", ""),
     ],
@@ -218,7 +221,7 @@ def interpreted(source):
 @pytest.mark.filterwarnings("ignore")
 def test_mutants_of_the_loop_are_caught(monkeypatch, right, wrong):
     """Not compiled, the loop gives the same numbers; broken, the comparison with autograd notices."""
-    source = inspect.getsource(descent._descend)
+    source = inspect.getsource(descent._loop)
     problem, factors = wide()
     losses = [problem.loss(product(factors)).min().item() * f for f in (0.9, 0.7)]
     compiled = gradient_descent(factors, problem, 0.02, losses=losses)
