@@ -6,10 +6,11 @@ def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
     counted = [b for b in (session.benchmarks if session else []) if "steps" in b.extra_info and b.stats.rounds]
     cost = {b.name: b.stats.median / b.extra_info["steps"] / b.extra_info["seeds"] * 1e6 for b in counted}
-    plain = cost.get("test_plain_loop")
     if not cost:
         return
     terminalreporter.section("cost per seed and step")
+    plain = {b.name: cost.get(b.extra_info.get("alternative", "test_plain_loop")) for b in counted}
+    width = max(map(len, cost)) + 2
     for name, micros in cost.items():
-        ratio = f"{plain / micros:8.0f}× the plain loop's speed" if plain else ""
-        terminalreporter.write_line(f"{name:<32}{micros:10.3f} µs{ratio}")
+        ratio = f"{plain[name] / micros:8.0f}× the plain loop's speed" if plain[name] else ""
+        terminalreporter.write_line(f"{name:<{width}}{micros:10.3f} µs{ratio}")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from implicitreg.data import MatrixCompletion, two_by_two
+from implicitreg.data import MatrixCompletion, larger_two_by_two, two_by_two
 from implicitreg.nets import (
     DeepLinear,
     balanced_factors,
@@ -13,7 +13,7 @@ from implicitreg.nets import (
     imbalance,
     product,
 )
-from implicitreg.seeding import generators
+from implicitreg.seeding import ensemble, generators
 
 
 def generator(seed=0):
@@ -65,6 +65,46 @@ def test_gaussian_matrices_keep_the_sign_asked_for(sign):
     assert w.shape == (500, 3, 3)
     assert (torch.linalg.det(w).sign() == sign).all()
     assert w.std().item() == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_gaussian_factors_keep_the_sign_asked_for(depth, sign):
+    factors = gaussian_factors(500, depth, 0.3, generator(), determinant_sign=sign)
+    free = gaussian_factors(500, depth, 0.3, generator())
+    assert (torch.linalg.det(product(factors)).sign() == sign).all()
+    flipped = (factors[0] != free[0]).any(-1).any(-1).double().mean()
+    assert 0.4 < flipped < 0.6
+    assert all(torch.equal(a.abs(), b.abs()) for a, b in zip(factors, free, strict=True))
+
+
+def test_an_ensemble_draws_one_member_from_each_generator():
+    drawn = ensemble(lambda g: gaussian_matrices(1, 1.0, g, shape=(2, 3))[0], 3, 4)
+    assert drawn.shape == (4, 2, 3)
+    expected = [gaussian_matrices(1, 1.0, g, shape=(2, 3))[0] for g in generators(3, 4)]
+    assert torch.equal(drawn, torch.stack(expected))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_the_unobserved_entry_may_stand_anywhere(place):
+    problem = two_by_two(-2.0, 0.5, 0.1, unobserved=place)
+    assert (~problem.observed).nonzero().tolist() == [list(place)]
+    i, j = place
+    assert problem.target[1 - i, 1 - j] == 0.1
+    assert (problem.target[i, 1 - j], problem.target[1 - i, j]) == (-2.0, 0.5)
+    solution = problem.solutions(torch.tensor(7.0, dtype=torch.float64))
+    assert torch.linalg.det(solution).item() == pytest.approx((0.7 + 1.0) * (1 if i == j else -1))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (5, 5), (5, 10), (4, 2)])
+def test_larger_problems_hold_the_small_one(shape):
+    problem = larger_two_by_two(*shape)
+    assert problem.target.shape == shape
+    assert (~problem.observed).nonzero().tolist() == [[0, 0]]
+    assert torch.equal(problem.target[:2, :2], two_by_two().target)
+    assert problem.target.sum() == min(shape)
+    if shape[0] == shape[1]:
+        assert torch.linalg.det(problem.solutions(torch.tensor(3.0, dtype=torch.float64))).item() == pytest.approx(-1)
 
 
 def test_a_module_trains_by_autograd():
@@ -121,6 +161,14 @@ def test_solutions_fit_and_keep_the_free_entry():
         (lambda: gaussian_factors(0, 2, 1.0, generator()), "n"),
         (lambda: gaussian_factors(1, 2, -1.0, generator()), "std"),
         (lambda: gaussian_matrices(1, 1.0, generator(), determinant_sign=0), "determinant_sign"),
+        (lambda: gaussian_matrices(1, 1.0, generator(), shape=(2, 3), determinant_sign=1), "determinant_sign"),
+        (lambda: gaussian_matrices(1, 1.0, generator(), shape=(2, 2, 2)), "shape"),
+        (lambda: gaussian_factors(1, 2, 1.0, generator(), determinant_sign=2), "determinant_sign"),
+        (lambda: gaussian_factors(1, 0, 1.0, generator()), "depth"),
+        (lambda: two_by_two(unobserved=(2, 0)), "unobserved"),
+        (lambda: two_by_two(float("nan")), "z, z_prime, epsilon"),
+        (lambda: larger_two_by_two(1, 5), "rows"),
+        (lambda: larger_two_by_two(5, 1), "columns"),
         (lambda: generators(-1, 2), "seed"),
         (lambda: generators(0, 0), "n"),
         (lambda: MatrixCompletion(torch.eye(2), torch.zeros(2, 2, dtype=torch.bool)), "observed"),
