@@ -29,8 +29,11 @@ def setting(dims, count, n, dtype=torch.float64):
     return [f.to(dtype) for f in gaussian_cp_factors(n, dims, None, 1e-2, generator)], problem
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("dims", "count", "n", "steps"), [(CUBE, 200, 100, 300), (HYPERCUBE, 1000, 4, 50)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dims", "count", "n", "steps"),
+    [pytest.param(CUBE, 200, 100, 300, id="order 3"), pytest.param(HYPERCUBE, 1000, 4, 50, id="order 4")],
+)
 def test_tensor_ensemble(benchmark, dims, count, n, steps, dtype):
     factors, problem = setting(dims, count, n, dtype)
     benchmark.group = f"order {len(dims)}: a step of GroupRMSprop, one thread"
@@ -63,7 +66,7 @@ def test_tensor_plain_loop(benchmark, dims, count, steps):
                     parameter -= rate * g
 
     benchmark.group = f"order {len(dims)}: a step of GroupRMSprop, one thread"
-    benchmark.extra_info.update(seeds=1, steps=steps)
+    benchmark.extra_info.update(seeds=1, steps=steps, alternative=f"test_tensor_plain_loop[order {len(dims)}]")
     benchmark.pedantic(train, rounds=5, warmup_rounds=1)
 
 

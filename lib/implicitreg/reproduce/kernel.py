@@ -4,6 +4,7 @@ ipykernel watches its parent too, but only once it is up, and a parent that was 
 where orphans are not handed to process 1. This file stands alone: nothing is imported before the watch is set.
 """
 
+import gc
 import os
 import threading
 import time
@@ -18,6 +19,9 @@ def _end_with(parent: int) -> None:
 if __name__ == "__main__":
     started_by = int(os.environ["JPY_PARENT_PID"])
     threading.Thread(target=_end_with, args=(started_by,), daemon=True).start()
+
+    # Imports and figures make many objects and little garbage; looking for it as often as usual costs a tenth of both.
+    gc.set_threshold(100_000, 50, 50)
 
     from ipykernel import kernelapp
 
