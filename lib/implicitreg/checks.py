@@ -41,6 +41,19 @@ def matrices(value: Tensor, name: str) -> Tensor:
     return value
 
 
+def random(value: torch.Generator, name: str) -> torch.Generator:
+    """Return ``value`` if it is a generator; without one, draws would be neither seeded nor independent.
+
+    Raises
+    ------
+    TypeError
+        It is not.
+    """
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{name}: must be a torch.Generator, got {type(value).__name__}")
+    return value
+
+
 def integer(value: int, name: str, least: int) -> int:
     """Return ``value`` if it is an integer of at least ``least``.
 

@@ -168,6 +168,9 @@ def test_float32_stays_float32():
     ("change", "name"),
     [
         ({"lr": 0.0}, "lr"),
+        ({"lr": torch.tensor([1e-60, 0.1], dtype=torch.float64), "factors": [torch.ones(2, 2, 2)] * 2}, "lr"),
+        ({"lr": torch.tensor(0.1j)}, "lr"),
+        ({"losses": [0.1, 0.1 - 1e-12], "factors": [torch.ones(2, 2, 2)] * 2}, "losses"),
         ({"lr": torch.tensor([0.1, -1.0])}, "lr"),
         ({"losses": [0.1, 0.2]}, "losses"),
         ({"losses": [7.0]}, "losses"),

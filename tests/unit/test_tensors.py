@@ -176,7 +176,7 @@ def test_bad_problems_are_named(target, observed, order, name):
         (lambda: low_rank_tensors(1, (2, 0), 1, generator()), "dims"),
         (lambda: low_rank_tensors(0, (2, 2), 1, generator()), "n"),
         (lambda: low_rank_tensors(1, (2, 2), 1, generator(), norm=0.0), "norm"),
-        (lambda: low_rank_tensors(1, (2,) * 26, 1, generator()), "dims"),
+        (lambda: low_rank_tensors(1, (1,) * 25, 1, generator()), "dims"),
         (lambda: gaussian_tensors(1, (2, 2), generator(), norm=-1.0), "norm"),
         (lambda: nested_observations((2, 2), [5], generator()), "counts"),
         (lambda: nested_observations((2, 2), [0], generator()), "counts"),
@@ -190,7 +190,11 @@ def test_bad_problems_are_named(target, observed, order, name):
         (lambda: cp_tensor([torch.ones(2, 2)]), "factors"),
         (lambda: cp_tensor(torch.ones(2, 2, 2)), "factors"),
         (lambda: cp_tensor([torch.ones(2, 2), torch.ones(2, 3)]), "factors"),
-        (lambda: cp_tensor([torch.ones(2, 2), torch.full((2, 2), float("nan"))]), "factors"),
+        (lambda: cp_tensor(None), "factors"),
+        (lambda: cp_tensor([torch.ones(2), torch.ones(2)]), "factors"),
+        (lambda: nested_observations((2, 2), None, generator()), "counts"),
+        (lambda: reconstruction_error(torch.ones(3, 2, 2), torch.ones(4, 2, 2), order=2), "w"),
+        (lambda: TensorCompletion(torch.ones(3, 2, 2), torch.ones(2, 2) > 0, 2).loss(torch.ones(5, 2, 2)), "w"),
         (lambda: reconstruction_error(torch.ones(2, 2), torch.zeros(2, 2)), "target"),
         (lambda: reconstruction_error(torch.ones(2, 3), torch.ones(2, 2)), "w"),
         (lambda: cp_rank(torch.ones(2)), "tensor"),
@@ -224,7 +228,6 @@ def plain(factors, problem, steps, lr=0.01, beta=0.99, eps=1e-6):
     return [p.detach() for p in net.parameters()]
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def check(train, dims=(3, 4, 2), **options):
     """Hold an ensemble of two targets, each seen through two sets, against training one member after the other."""
     target = low_rank_tensors(2, dims, 2, generator())
@@ -341,6 +344,7 @@ def test_trainings_that_fail_say_so():
         ({"check_every": 0}, "check_every"),
         ({"max_steps": -1}, "max_steps"),
         ({"factors": [torch.ones(2, 2)]}, "factors"),
+        ({"factors": [torch.full((2, 3), float("nan"))] * 3}, "factors"),
         ({"factors": [torch.ones(0, 2, 3)] * 3}, "factors"),
         ({"factors": [torch.ones(3, 2)] * 3}, "factors"),
         ({"factors": [torch.ones(2, 2, 3)] * 3, "problem": (3,)}, "problem"),
@@ -415,6 +419,49 @@ def test_the_lower_bound_holds():
     noise = 0.9e-3 * torch.randn(w.shape, generator=generator(), dtype=torch.float64)
     bound = cp_rank(w + noise, 1e-6, order=3, max_rank=12, starts=5).lower
     assert (bound <= torch.tensor([1, 2, 4]).repeat_interleave(5)).all()
+
+
+def test_scales_and_tolerances_at_the_ends_of_floating_point():
+    one = low_rank_tensors(1, (8, 8, 8), 1, generator())[0]
+    for scale in (1e200, 1e-150):
+        result = cp_rank(scale * one, 1e-6 * scale**2 if scale < 1 else 1e300)
+        assert (result.rank, result.lower, result.found.item()) == (1, 1, True)
+
+
+def test_a_bound_above_the_search_says_so():
+    with pytest.warns(RuntimeWarning, match="no rank up to 2"):
+        result = cp_rank(torch.eye(5), 1e-9, max_rank=2)
+    assert (result.rank, result.lower, result.found.item()) == (5, 5, False)
+    assert result.mse == float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:.*no rank")
+def test_rounding_proves_nothing():
+    assert cp_rank(low_rank_tensors(1, (8, 8, 8), 1, generator())[0], 1e-36, max_rank=1).lower == 1
+
+
+def test_a_lost_member_does_not_spoil_the_others():
+    _, _, run = recover(n=3)
+    factors = [f.clone() for f in run.factors]
+    factors[0][1] = float("nan")
+    w = cp_tensor(factors)
+    assert w[1].isnan().all()
+    assert w[[0, 2]].isfinite().all()
+    problem = TensorCompletion(torch.ones(2, 2), observed_entries((2, 2), [(0, 0)]))
+    assert problem.loss(torch.tensor([[2.0, float("nan")], [0.0, 0.0]])) == 1.0
+
+
+def test_checks_off_the_grid_do_not_count():
+    with pytest.warns(RuntimeWarning, match="8 of 8 trainings"):
+        _, _, run = recover(max_steps=601, check_every=300, patience=4)
+    assert not run.converged.any()
+
+
+@pytest.mark.parametrize("draw", [low_rank_tensors, gaussian_tensors])
+def test_draws_need_a_generator(draw):
+    arguments = (1, (2, 2), 1) if draw is low_rank_tensors else (1, (2, 2))
+    with pytest.raises(TypeError, match=r"^generator: "):
+        draw(*arguments, None)
 
 
 def test_a_search_without_end_says_so():

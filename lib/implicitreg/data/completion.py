@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def _masked(target: Tensor, observed: Tensor, order: int) -> Tensor:
         raise TypeError("observed: must be a boolean tensor")
     if not observed.flatten(-order).any(-1).all():
         raise ValueError("observed: at least one entry must be observed")
-    target = target.masked_fill(~observed.to(target.device), 0.0)
+    target = target.detach().masked_fill(~observed.to(target.device), 0.0)
     if not target.isfinite().all():
         raise ValueError("target: must be finite where observed, got NaN or infinity")
     return target
@@ -218,12 +219,17 @@ class TensorCompletion:
         checks.floating(w, "w")
         if w.shape[-len(self.dims) :] != self.dims:
             raise ValueError(f"w: must have shape (..., {', '.join(map(str, self.dims))}), got {tuple(w.shape)}")
-        return 2 * self.weight.to(w) * (w - self.target.to(w))
+        try:
+            residual = (w - self.target.to(w)).masked_fill(~self.observed.to(w.device), 0.0)
+        except RuntimeError:
+            raise ValueError(f"w: must broadcast with the batch {self.batch}, got shape {tuple(w.shape)}") from None
+        return 2 * self.weight.to(w) * residual
 
     def loss(self, w: Tensor) -> Tensor:
         """Return the mean squared error over the observed entries, shape ``(...)``; ``w`` as for `gradient`."""
-        residual = 0.5 * self.gradient(w)
-        return (residual * (w - self.target.to(w))).flatten(-len(self.dims)).sum(-1)
+        # The gradient is 2 / |Ω| times the residual where observed, so its square is 4 / |Ω| times the loss.
+        count = self.observed.sum(tuple(range(-len(self.dims), 0)), dtype=w.dtype).to(w.device)
+        return self.gradient(w).square().flatten(-len(self.dims)).sum(-1) * count / 4
 
 
 def observed_entries(dims: Sequence[int], entries: Tensor | Sequence[Sequence[int]]) -> Tensor:
@@ -307,16 +313,17 @@ def nested_observations(dims: Sequence[int], counts: Sequence[int], generator: t
     ([50, 200], True)
     """
     dims = checks.dimensions(dims, "dims")
+    checks.random(generator, "generator")
     total = math.prod(dims)
-    if isinstance(counts, int | str) or not len(counts):
+    if not isinstance(counts, Sequence) or isinstance(counts, str) or not len(counts):
         raise ValueError(f"counts: must be a sequence of at least one integer, got {counts!r}")
-    sizes = torch.tensor([checks.integer(count, "counts", 1) for count in counts])
-    if sizes.max() > total:
-        raise ValueError(f"counts: must be at most {total}, the number of entries, got {int(sizes.max())}")
-    if len(set(sizes.tolist())) < len(sizes):
+    sizes = [checks.integer(count, "counts", 1) for count in counts]
+    if max(sizes) > total:
+        raise ValueError(f"counts: must be at most {total}, the number of entries, got {max(sizes)}")
+    if len(set(sizes)) < len(sizes):
         raise ValueError(f"counts: each may be listed once only, got {list(counts)!r}")
     place = torch.randperm(total, generator=generator)
-    return (place < sizes[:, None]).view(-1, *dims)
+    return (place < torch.tensor(sizes)[:, None]).view(-1, *dims)
 
 
 def two_by_two(
@@ -356,11 +363,12 @@ def two_by_two(
     >>> two_by_two(-2.0, 0.5, 0.1, unobserved=(0, 1)).target.tolist()
     [[-2.0, 0.0], [0.1, 0.5]]
     """
-    if tuple(unobserved) not in {(0, 0), (0, 1), (1, 0), (1, 1)}:
+    if unobserved not in ((0, 0), (0, 1), (1, 0), (1, 1)):
         raise ValueError(f"unobserved: must be a position in a 2×2 matrix, indices 0 or 1, got {unobserved!r}")
+    values = (z, z_prime, epsilon)
+    if not all(isinstance(x, Real) and math.isfinite(x) for x in values):
+        raise ValueError(f"z, z_prime, epsilon: must be finite numbers, got {z!r}, {z_prime!r}, {epsilon!r}")
     target = torch.tensor([[0.0, z], [z_prime, epsilon]], dtype=torch.float64)
-    if not target.isfinite().all():
-        raise ValueError(f"z, z_prime, epsilon: must be finite, got {z!r}, {z_prime!r}, {epsilon!r}")
     observed = torch.tensor([[False, True], [True, True]])
     swapped = [mode for mode in (0, 1) if unobserved[mode]]
     return MatrixCompletion(target.flip(swapped), observed.flip(swapped))

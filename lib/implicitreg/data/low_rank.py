@@ -26,7 +26,7 @@ def low_rank_tensors(
     n
         Number of tensors, >= 1.
     dims
-        Dimensions of the modes, at least two, at most 25.
+        Dimensions of the modes, at least two, at most 24.
     rank
         Number of terms ``R >= 1``: the CP rank with probability 1 as long as it is no more than the smallest
         dimension.
@@ -56,11 +56,12 @@ def low_rank_tensors(
     (2, 1.0)
     """
     checks.integer(n, "n", 1)
+    checks.random(generator, "generator")
     dims = checks.dimensions(dims, "dims")
     checks.integer(rank, "rank", 1)
     checks.positive(norm, "norm")
-    if len(dims) > 25:
-        raise ValueError(f"dims: must be at most 25, got {len(dims)}")
+    if len(dims) > 24:
+        raise ValueError(f"dims: must have at most 24 modes, got {len(dims)}")
     factors = [torch.randn(n, d, rank, generator=generator, dtype=torch.float64) for d in dims]
     modes = ascii_lowercase[: len(dims)]
     return _scaled(torch.einsum(",".join(f"y{k}z" for k in modes) + f"->y{modes}", *factors), norm)
@@ -96,6 +97,7 @@ def gaussian_tensors(n: int, dims: Sequence[int], generator: torch.Generator, *,
     torch.Size([1, 8, 8, 8])
     """
     checks.integer(n, "n", 1)
+    checks.random(generator, "generator")
     dims = checks.dimensions(dims, "dims")
     checks.positive(norm, "norm")
     return _scaled(torch.randn(n, *dims, generator=generator, dtype=torch.float64), norm)

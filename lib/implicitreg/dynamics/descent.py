@@ -163,7 +163,7 @@ def gradient_descent(
 
     All factors move at once: :math:`A_l \leftarrow A_l - \eta\, (A_0 \cdots A_{l-1})^\top\, \nabla\ell(W)\,
     (A_{l+1} \cdots A_{L-1})^\top`. A member is recorded, before its update, where its loss first falls to each
-    level, and leaves the batch after the last one.
+    level, and stops after the last one.
 
     Parameters
     ----------
@@ -205,6 +205,10 @@ def gradient_descent(
     Not to be confused with gradient flow: a finite step does not conserve balancedness, and at depth 2 the
     imbalance outgrows the small singular value, so that the determinant changes sign.
 
+    References
+    ----------
+    Razin & Cohen (2020), arXiv:2005.06398, for the experiments; Arora et al. (2018), arXiv:1802.06509, for balance.
+
     Examples
     --------
     >>> from implicitreg.data import two_by_two
@@ -213,8 +217,10 @@ def gradient_descent(
     >>> run.step.tolist(), [round(x, 3) for x in run.w[:, 0, 0].tolist()]
     ([386, 3135], [1.888, 6.973])
     """
-    if isinstance(factors, Tensor) or not factors:
+    if not isinstance(factors, list | tuple) or not factors:
         raise ValueError("factors: must be a sequence of at least one tensor")
+    if not isinstance(problem, MatrixCompletion):
+        raise TypeError(f"problem: must be a MatrixCompletion, got {type(problem).__name__}")
     first = checks.matrices(factors[0], "factors")
     for a in factors[1:]:
         checks.matrices(a, "factors")
@@ -227,12 +233,16 @@ def gradient_descent(
     if not count:
         raise ValueError(f"factors: must have at least one member, got the batch shape {tuple(batch)}")
     if not isinstance(lr, Tensor):
-        lr = torch.tensor(checks.positive(lr, "lr"), dtype=first.dtype)
-    if lr.shape not in ((), batch) or not ((lr > 0) & lr.isfinite()).all():
+        lr = torch.tensor(checks.positive(lr, "lr"), dtype=torch.float64)
+    # Judged as they will be used: a number may vanish in float32.
+    rates = lr.detach().cpu().real.to(first.dtype)
+    if lr.is_complex() or rates.shape not in ((), batch) or not ((rates > 0) & rates.isfinite()).all():
         raise ValueError(f"lr: must be a finite number > 0, or one for each member, shape {tuple(batch)}")
-    rates = lr.detach().to(first.dtype).cpu().broadcast_to(batch).reshape(count)
-    checks.integer(max_steps, "max_steps", 0)
+    rates = rates.broadcast_to(batch).reshape(count)
+    max_steps = checks.integer(max_steps, "max_steps", 0)
     levels = decreasing(losses, problem.loss(product(factors))).to(first.dtype)
+    if not (levels > 0).all() or not (levels.diff() < 0).all():
+        raise ValueError(f"losses: must differ in the dtype of factors, {str(first.dtype).removeprefix('torch.')}")
 
     flat = torch.cat([a.detach().reshape(count, -1) for a in factors], -1).cpu().contiguous()
     sizes = [a.shape[-2] * a.shape[-1] for a in factors]

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -122,9 +123,9 @@ def group_rmsprop(
         v_t = \beta v_{t-1} + (1 - \beta) \|g_t\|^2, \qquad
         \theta_{t+1} = \theta_t - \frac{\eta}{\sqrt{v_t / (1 - \beta^t)} + \epsilon}\, g_t .
 
-    So the trajectory is that of gradient descent and only the clock differs, which crosses the plateaus of small
-    initialisation in reasonable time. Where :math:`\|g\| \ll \epsilon`, as at order 4 from scale 1e-3, the step
-    size is :math:`\eta / \epsilon` and the plateau is long again.
+    For small :math:`\eta` the trajectory is that of gradient descent and only the clock differs, which crosses the
+    plateaus of small initialisation in reasonable time. Where :math:`\|g\| \ll \epsilon`, as at order 4 from scale
+    1e-3, the step size is :math:`\eta / \epsilon` and the plateau is long again.
 
     Parameters
     ----------
@@ -185,7 +186,7 @@ def group_rmsprop(
     >>> run.converged.tolist(), bool((cp_tensor(run.factors) - target).norm() < 1e-3)  # the 45 others are met too
     ([True], True)
     """
-    factors = cp_factors(factors)
+    factors = [checks.matrices(factor, "factors") for factor in cp_factors(factors)]
     first, dims = factors[0], [factor.shape[-2] for factor in factors]
     if not isinstance(problem, TensorCompletion):
         raise TypeError(f"problem: must be a TensorCompletion, got {type(problem).__name__}")
@@ -203,13 +204,14 @@ def group_rmsprop(
             f"problem: its batch dimensions {problem.batch} must broadcast to those of factors, {tuple(batch)}"
         ) from None
     checks.positive(lr, "lr")
-    if not (isinstance(beta, int | float) and 0 <= beta < 1):
+    if not (isinstance(beta, Real) and 0 <= beta < 1):
         raise ValueError(f"beta: must be a number >= 0 and < 1, got {beta!r}")
     checks.positive(eps, "eps")
     checks.positive(tol, "tol")
-    for value, name in ((patience, "patience"), (check_every, "check_every")):
-        checks.integer(value, name, 1)
-    checks.integer(max_steps, "max_steps", 0)
+    beta = float(beta)
+    patience = checks.integer(patience, "patience", 1)
+    check_every = checks.integer(check_every, "check_every", 1)
+    max_steps = checks.integer(max_steps, "max_steps", 0)
 
     final = torch.cat([factor.detach() for factor in factors], -2).reshape(count, sum(dims), -1)
     loss = final.new_empty(count)
@@ -223,7 +225,8 @@ def group_rmsprop(
         program.forward()
         if now % check_every == 0 or now == max_steps:
             current = program.loss()
-            streak = torch.where(current < tol, streak + 1, 0)
+            if now % check_every == 0:
+                streak = torch.where(current < tol, streak + 1, 0)
             done = streak >= patience
             stop = done | ~current.isfinite() | (now == max_steps)
             if stop.any():

@@ -52,7 +52,10 @@ def reconstruction_error(w: Tensor, target: Tensor, *, order: int | None = None)
     norm = torch.linalg.vector_norm(target, dim=modes)
     if not (norm > 0).all():
         raise ValueError("target: must not be zero")
-    error: Tensor = torch.linalg.vector_norm(w - target, dim=modes) / norm
+    try:
+        error: Tensor = torch.linalg.vector_norm(w - target, dim=modes) / norm
+    except RuntimeError:
+        raise ValueError(f"w: shape {tuple(w.shape)} does not broadcast with {tuple(target.shape)}") from None
     return error
 
 
@@ -77,12 +80,13 @@ class CPRank:
     ----------
     rank
         Smallest rank at which the search met the tolerance, shape ``(...)``, int64: an upper bound of the smallest
-        rank there is. Where none was found, ``max_rank + 1``.
+        rank there is. Where none was found, ``max_rank + 1``, or ``lower`` if that is larger.
     lower
         No tensor of a rank below this one is within the tolerance, shape ``(...)``, int64: proved by the singular
-        values of the unfoldings. Where it equals ``rank``, the estimate is exact.
+        values of the unfoldings, up to rounding. Where it equals ``rank`` and that was found, the estimate is exact.
     mse
-        Mean squared error met at ``rank``, shape ``(...)``; where none was found, the least one seen at ``max_rank``.
+        Mean squared error met at ``rank``, shape ``(...)``; where none was found, the least one seen at ``max_rank``,
+        or infinity where ``lower`` rules that rank out.
     found
         Whether a rank was found, shape ``(...)``.
     monotone
@@ -98,7 +102,7 @@ class CPRank:
     monotone: Tensor
 
 
-def _lower_bound(tensor: Tensor, tol: float) -> Tensor:
+def _lower_bound(tensor: Tensor, tol: Tensor) -> Tensor:
     """Return the smallest rank that every unfolding of the tensors ``(n, d_1, ..., d_N)`` allows, shape ``(n,)``.
 
     A tensor of CP rank r has unfoldings of rank at most r, so by Eckart and Young the squared singular values that
@@ -111,15 +115,19 @@ def _lower_bound(tensor: Tensor, tol: float) -> Tensor:
         for left in combinations(modes, size):
             right = [mode for mode in modes if mode not in left]
             unfolded = tensor.permute(0, *left, *right).reshape(n, math.prod(tensor.shape[m] for m in left), -1)
-            rest = torch.linalg.svdvals(unfolded).square().flip(-1).cumsum(-1).flip(-1)  # after r = 0, 1, ... of them
-            lower = torch.maximum(lower, (rest >= tol * math.prod(dims)).sum(-1))
+            sigma = torch.linalg.svdvals(unfolded)
+            rest = sigma.square().flip(-1).cumsum(-1).flip(-1)  # after r = 0, 1, ... of them
+            # What rounding may have put there proves nothing.
+            noise = sigma.shape[-1] * (max(unfolded.shape[1:]) * torch.finfo(sigma.dtype).eps * sigma[:, :1]).square()
+            lower = torch.maximum(lower, (rest >= tol[:, None] * math.prod(dims) + noise).sum(-1))
     return lower
 
 
-def _least_squares(tensor: Tensor, start: list[Tensor], sweeps: int, tol: float) -> Tensor:
+def _least_squares(tensor: Tensor, start: list[Tensor], sweeps: int, tol: Tensor) -> Tensor:
     """Return each tensor's least mean squared error over the starts of alternating least squares, shape ``(n,)``.
 
-    Shapes: ``tensor`` (n, d_1, ..., d_N), ``start`` (s, d, r) for each mode. A tensor leaves when it meets ``tol``.
+    Shapes: ``tensor`` (n, d_1, ..., d_N), ``start`` (s, d, r) for each mode, ``tol`` (n,). A tensor leaves when it
+    meets its tolerance.
     """
     n, order, starts = len(tensor), tensor.ndim - 1, len(start[0])
     size = tensor[0].numel()
@@ -146,9 +154,9 @@ def _least_squares(tensor: Tensor, start: list[Tensor], sweeps: int, tol: float)
         error = (square[whose] - 2 * fit + torch.stack(grams).prod(0).sum((-2, -1))).clamp(min=0) / size
         error = torch.where(error.isfinite(), error, math.inf)
         best.scatter_reduce_(0, whose, error, "amin")
-        keep = (best[whose] >= tol) & error.isfinite()
+        keep = (best >= tol)[whose] & error.isfinite()
         if sweep >= WARM_UP:
-            keep &= error.log() + HOPE * (sweeps - sweep) * (error / before).log() < math.log(tol)
+            keep &= error.log() + HOPE * (sweeps - sweep) * (error / before).log() < tol.log()[whose]
         if not keep.any():
             break
         before = error
@@ -236,10 +244,13 @@ def cp_rank(
         """Return the mean squared errors met at rank ``r`` by some of the tensors."""
         generator = torch.Generator().manual_seed(seed + r)
         start = [torch.randn(starts, d, r, generator=generator, dtype=torch.float64).to(flat.device) for d in dims]
-        return _least_squares(flat[who], start, sweeps, tol)
+        return _least_squares(flat[who], start, sweeps, tols[who])
 
-    lower = _lower_bound(flat, tol)
-    rank = torch.where(lower == 0, 0, max_rank + 1)
+    # Neither tiny nor huge entries may leave the range of floating point when they are squared.
+    scale = flat.flatten(1).abs().amax(-1).clamp(min=torch.finfo(flat.dtype).tiny)
+    flat, tols = flat / scale.view(-1, *[1] * len(dims)), tol / scale / scale
+    lower = _lower_bound(flat, tols)
+    rank = torch.where(lower == 0, 0, lower.clamp(min=max_rank + 1))
     mse = torch.where(lower == 0, 0.0, math.inf).to(flat)
     found, monotone = lower == 0, torch.ones_like(lower, dtype=torch.bool)
     for r in range(1, max_rank + 1):
@@ -248,10 +259,10 @@ def cp_rank(
         who = torch.cat([again, open_])
         if len(who):
             met = search(who, r)
-            monotone[again] = met[: len(again)] < tol
-            mse[open_] = met[len(again) :]
-            rank[open_] = torch.where(mse[open_] < tol, r, rank[open_])
-            found[open_] = mse[open_] < tol
+            monotone[again] = met[: len(again)] < tols[again]
+            mse[open_] = met[len(again) :] * scale[open_] * scale[open_]
+            found[open_] = met[len(again) :] < tols[open_]
+            rank[open_] = torch.where(found[open_], r, rank[open_])
     result = CPRank(*(x.reshape(batch) for x in (rank, lower, mse, found, monotone)))
     if not (found & monotone).all():
         warnings.warn(

@@ -20,8 +20,8 @@ def cp_factors(factors: Sequence[Tensor], name: str = "factors") -> list[Tensor]
     Parameters
     ----------
     factors
-        ``N >= 2`` tensors, that of mode ``n`` of shape ``(..., d_n, R)`` with ``d_n, R >= 1``, finite, all float32 or
-        all float64, on one device.
+        ``N >= 2`` tensors, that of mode ``n`` of shape ``(..., d_n, R)`` with ``d_n, R >= 1``, all float32 or all
+        float64, on one device.
     name
         What a complaint calls them.
 
@@ -41,11 +41,13 @@ def cp_factors(factors: Sequence[Tensor], name: str = "factors") -> list[Tensor]
     ...
     ValueError: factors: must share their batch shape, number of components R, dtype and device
     """
-    if isinstance(factors, Tensor) or len(factors) < 2:
+    if not isinstance(factors, list | tuple | nn.ParameterList) or len(factors) < 2:
         raise ValueError(f"{name}: must be a sequence of at least two tensors, one for each mode")
-    first = checks.matrices(factors[0], name)
-    for factor in factors[1:]:
-        checks.matrices(factor, name)
+    first = factors[0]
+    for factor in factors:
+        checks.floating(factor, name)
+        if factor.ndim < 2 or 0 in factor.shape[-2:]:
+            raise ValueError(f"{name}: must have shape (..., d_n, R) with d_n, R >= 1, got {tuple(factor.shape)}")
         if (factor.shape[:-2], factor.shape[-1]) != (first.shape[:-2], first.shape[-1]) or (
             (factor.dtype, factor.device) != (first.dtype, first.device)
         ):
@@ -176,6 +178,7 @@ def gaussian_cp_factors(
     dims = checks.dimensions(dims, "dims")
     rank = math.prod(dims) // max(dims) if rank is None else checks.integer(rank, "rank", 1)
     checks.positive(std, "std")
+    checks.random(generator, "generator")
     return [std * torch.randn(n, d, rank, generator=generator, dtype=torch.float64) for d in dims]
 
 

@@ -200,6 +200,7 @@ def gaussian_factors(
     checks.integer(depth, "depth", 1)
     checks.positive(std, "std")
     checks.integer(dim, "dim", 1)
+    checks.random(generator, "generator")
     _sign(determinant_sign)
     factors = [torch.randn(n, dim, dim, generator=generator, dtype=torch.float64) for _ in range(depth)]
     if determinant_sign is not None:
@@ -209,7 +210,7 @@ def gaussian_factors(
 
 
 def _sign(determinant_sign: int | None) -> None:
-    if determinant_sign not in (1, -1, None):
+    if isinstance(determinant_sign, Tensor) or determinant_sign not in (1, -1, None):
         raise ValueError(f"determinant_sign: must be 1, -1 or None, got {determinant_sign!r}")
 
 
@@ -256,6 +257,7 @@ def gaussian_matrices(
     checks.integer(n, "n", 1)
     checks.positive(std, "std")
     rows, columns = checks.dimensions(shape, "shape", 2)
+    checks.random(generator, "generator")
     _sign(determinant_sign)
     if determinant_sign is not None and rows != columns:
         raise ValueError(f"determinant_sign: must be None for matrices that are not square, got {determinant_sign!r}")

@@ -331,6 +331,7 @@ def _carry_out(plan: Plan, steps: Sequence[Step], pool: Executor, cell_timeout: 
     with _interrupts_held():
         pending = {pool.submit(execute, job): step for job, step in queue}
     import implicitreg.claims  # noqa: F401  # takes most of a second, which is free while the notebooks run
+
     while pending:
         done, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
         for future in done:
