@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy  # its submodules load when first used: stats takes most of a second
 
 Of = Literal["mean", "median", "min", "max", "value", "slope"]
 CONFIDENCE = 0.95
@@ -68,7 +68,7 @@ def point(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> float
     """
     data = _array(samples, of)
     if of == "slope":
-        return float(stats.linregress(data[:, 0], data[:, 1]).slope)
+        return float(scipy.stats.linregress(data[:, 0], data[:, 1]).slope)
     if of == "value":
         (only,) = data
         return float(only)
@@ -124,16 +124,18 @@ def summarise(samples: Sequence[float] | Sequence[Sequence[float]], of: Of) -> S
     if of == "median":
         ordered = np.sort(data)
         # The largest k for which the k-th smallest and the k-th largest sample still bracket the median.
-        k = max(int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5)), 1)
+        k = max(int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5)), 1)
         low, high = float(ordered[k - 1]), float(ordered[n - k])
-        return Statistic(value, low, high, n, of, (high - low) / (2 * float(stats.norm.ppf((1 + CONFIDENCE) / 2))))
+        return Statistic(
+            value, low, high, n, of, (high - low) / (2 * float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)))
+        )
     if of == "slope":
         # scipy has no error for the fit of a constant, which is exact.
         flat = np.ptp(data[:, 1]) == 0
-        error, freedom = 0.0 if flat else float(stats.linregress(data[:, 0], data[:, 1]).stderr), n - 2
+        error, freedom = 0.0 if flat else float(scipy.stats.linregress(data[:, 0], data[:, 1]).stderr), n - 2
     else:
         error, freedom = float(data.std(ddof=1) / np.sqrt(n)), n - 1
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     return Statistic(value, value - reach, value + reach, n, of, error)
 
 

@@ -4,6 +4,7 @@ ipykernel watches its parent too, but only once it is up, and a parent that was 
 where orphans are not handed to process 1. This file stands alone: nothing is imported before the watch is set.
 """
 
+import atexit
 import gc
 import os
 import threading
@@ -19,6 +20,9 @@ def _end_with(parent: int) -> None:
 if __name__ == "__main__":
     started_by = int(os.environ["JPY_PARENT_PID"])
     threading.Thread(target=_end_with, args=(started_by,), daemon=True).start()
+
+    # Last of all: taking libraries down piece by piece is a second of work for nobody.
+    atexit.register(os._exit, 0)
 
     # Imports and figures make many objects and little garbage; looking for it as often as usual costs a tenth of both.
     gc.set_threshold(100_000, 50, 50)

@@ -330,7 +330,7 @@ def _carry_out(plan: Plan, steps: Sequence[Step], pool: Executor, cell_timeout: 
     queue = sorted(zip(jobs, steps, strict=True), key=lambda each: _code(each[1].content), reverse=True)
     with _interrupts_held():
         pending = {pool.submit(execute, job): step for job, step in queue}
-    import implicitreg.claims  # noqa: F401  # takes most of a second, which is free while the notebooks run
+    import scipy.stats  # noqa: F401  # for the verdicts: takes most of a second, which is free while the notebooks run
 
     while pending:
         done, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
