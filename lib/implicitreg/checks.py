@@ -80,6 +80,25 @@ def dimensions(value: Sequence[int], name: str, order: int | None = None) -> tup
     return tuple(integer(d, name, 1) for d in value)
 
 
+def modes(value: Tensor, order: int | None, name: str) -> int:
+    """Return the number of modes of a floating-point tensor ``(..., d_1, ..., d_N)``: ``order``, or all dimensions.
+
+    Raises
+    ------
+    TypeError
+        Not a tensor, or not of dtype float32 or float64.
+    ValueError
+        Fewer than two modes, more than there are dimensions, or a dimension 0.
+    """
+    floating(value, name)
+    order = value.ndim if order is None else integer(order, "order", 2)
+    if not 2 <= order <= value.ndim or 0 in value.shape:
+        raise ValueError(
+            f"{name}: must have shape (..., d_1, ..., d_N) with N >= 2 and no dimension 0, got {tuple(value.shape)}"
+        )
+    return order
+
+
 def positive(value: float, name: str, *, infinite: bool = False) -> float:
     """Return ``value`` as a float if it is a positive number.
 

@@ -118,6 +118,7 @@ class ClaimFile(BaseModel):
     claims: dict[str, Claim]
 
 
+# libyaml reads ten times faster; not every build of PyYAML has it.
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """A loader that refuses a key given twice, where PyYAML keeps the last in silence."""
 

@@ -161,13 +161,7 @@ class TensorCompletion:
     order: int | None = None
 
     def __post_init__(self) -> None:
-        checks.floating(self.target, "target")
-        order = self.target.ndim if self.order is None else checks.integer(self.order, "order", 2)
-        if not 2 <= order <= self.target.ndim or 0 in self.target.shape:
-            raise ValueError(
-                f"target: must have shape (..., d_1, ..., d_N) with N >= 2 and no dimension 0, "
-                f"got {tuple(self.target.shape)}"
-            )
+        order = checks.modes(self.target, self.order, "target")
         if isinstance(self.observed, Tensor):
             mine, other = self.target.shape, self.observed.shape
             pairs = zip(mine[-order - 1 :: -1], other[-order - 1 :: -1], strict=False)

@@ -61,12 +61,7 @@ def reconstruction_error(w: Tensor, target: Tensor, *, order: int | None = None)
 
 def _modes(tensor: Tensor, order: int | None, name: str) -> tuple[int, ...]:
     """Return the dimensions that are modes, counted from the end, of a finite tensor that has them."""
-    checks.floating(tensor, name)
-    order = tensor.ndim if order is None else checks.integer(order, "order", 2)
-    if not 2 <= order <= tensor.ndim or 0 in tensor.shape:
-        raise ValueError(
-            f"{name}: must have shape (..., d_1, ..., d_N) with N >= 2 and no dimension 0, got {tuple(tensor.shape)}"
-        )
+    order = checks.modes(tensor, order, name)
     if not tensor.isfinite().all():
         raise ValueError(f"{name}: must be finite, got NaN or infinity")
     return tuple(range(-order, 0))
