@@ -111,3 +111,77 @@ def positive(value: float, name: str, *, infinite: bool = False) -> float:
     if not number > 0 or (math.isinf(number) and not infinite):
         raise ValueError(f"{name}: must be a {'' if infinite else 'finite '}number > 0, got {value!r}")
     return number
+
+
+def fraction(value: float, name: str) -> float:
+    """Return ``value`` as a float if it is a number from 0 to below 1.
+
+    Raises
+    ------
+    ValueError
+        It is not.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name}: must be a number >= 0 and < 1, got {value!r}")
+    return float(value)
+
+
+def precision(value: torch.dtype, name: str) -> torch.dtype:
+    """Return ``value`` if it is ``torch.float32`` or ``torch.float64``.
+
+    Raises
+    ------
+    TypeError
+        It is not.
+    """
+    if value not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: must be torch.float32 or torch.float64, got {value!r}")
+    return value
+
+
+def class_labels(value: Tensor, classes: int, name: str) -> Tensor:
+    """Return ``value`` if it is an int64 tensor of shape ``(n,)``, ``n >= 1``, with entries from 0 to ``classes - 1``.
+
+    Raises
+    ------
+    TypeError
+        No int64 tensor.
+    ValueError
+        Another shape, no label at all, or one outside the range; fewer than two classes.
+    """
+    integer(classes, "classes", 2)
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        got = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: must be a torch.Tensor of dtype int64, got {got}")
+    if value.ndim != 1 or not len(value):
+        raise ValueError(f"{name}: must have shape (n,) with n >= 1, got {tuple(value.shape)}")
+    least, most = value.aminmax()
+    if least < 0 or most >= classes:
+        raise ValueError(f"{name}: must lie in 0 ... {classes - 1}, got {int(least)} ... {int(most)}")
+    return value
+
+
+def scored(value: Tensor, scores: Tensor, name: str) -> Tensor:
+    """Return ``value`` if it holds one class for each row of ``scores``, of shape ``(..., n, k)``.
+
+    Raises
+    ------
+    TypeError
+        ``scores`` is no tensor of dtype float32 or float64, or ``value`` is no int64 tensor.
+    ValueError
+        No sample, shapes that do not fit, or a label outside 0 ... k - 1.
+    """
+    floating(scores, "scores")
+    if scores.ndim < 2 or 0 in scores.shape:
+        raise ValueError(f"scores: must have shape (..., n, k) with n, k >= 1, got {tuple(scores.shape)}")
+    class_labels(value.flatten() if isinstance(value, Tensor) and value.ndim else value, scores.shape[-1], name)
+    below = scores.ndim - 1 - value.ndim
+    if (
+        below < 0
+        or value.shape[-1] != scores.shape[-2]
+        or any(m not in (1, n) for m, n in zip(value.shape, scores.shape[below:-1], strict=True))
+    ):
+        raise ValueError(
+            f"{name}: must have one class for each of {tuple(scores.shape[:-1])}, got {tuple(value.shape)}"
+        )
+    return value
