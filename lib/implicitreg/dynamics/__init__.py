@@ -1,7 +1,27 @@
-"""How it learns: gradient flow, solved as a differential equation, gradient descent, and GroupRMSprop."""
+"""How it learns: gradient flow, gradient descent, GroupRMSprop, and the minibatch methods of deep learning."""
 
+from implicitreg.dynamics.data_paths import data_path_scales, path_factors
+from implicitreg.dynamics.ddp_sgd import DDPSGD
 from implicitreg.dynamics.descent import Descent, gradient_descent
+from implicitreg.dynamics.ensemble import Trained, train_networks
 from implicitreg.dynamics.flow import Flow, balanced_flow
 from implicitreg.dynamics.group_rmsprop import Training, group_rmsprop
+from implicitreg.dynamics.losses import truncated_cross_entropy, truncated_exponential
+from implicitreg.dynamics.path_sgd import PathSGD
 
-__all__ = ["Descent", "Flow", "Training", "balanced_flow", "gradient_descent", "group_rmsprop"]
+__all__ = [
+    "DDPSGD",
+    "Descent",
+    "Flow",
+    "PathSGD",
+    "Trained",
+    "Training",
+    "balanced_flow",
+    "data_path_scales",
+    "gradient_descent",
+    "group_rmsprop",
+    "path_factors",
+    "train_networks",
+    "truncated_cross_entropy",
+    "truncated_exponential",
+]

@@ -17,19 +17,37 @@ from implicitreg.nets.factorization import (
     imbalance,
     product,
 )
+from implicitreg.nets.paths import log_path_sum, path_scales, path_sum, shared_path_scales
+from implicitreg.nets.perceptron import gaussian_weights, outputs, perceptron, rescale_nodes, unbalanced_weights
+from implicitreg.nets.recurrent import ReLURecurrent
+from implicitreg.nets.shattering import deepened, hypercube, shattering_network, side_by_side
 
 __all__ = [
     "CPFactorization",
     "DeepLinear",
+    "ReLURecurrent",
     "balanced_factors",
     "component_norms",
     "cp_factors",
     "cp_tensor",
+    "deepened",
     "gaussian_cp_factors",
     "gaussian_factors",
     "gaussian_matrices",
+    "gaussian_weights",
+    "hypercube",
     "identity_factors",
     "imbalance",
     "khatri_rao",
+    "log_path_sum",
+    "outputs",
+    "path_scales",
+    "path_sum",
+    "perceptron",
     "product",
+    "rescale_nodes",
+    "shared_path_scales",
+    "shattering_network",
+    "side_by_side",
+    "unbalanced_weights",
 ]

@@ -1,0 +1,233 @@
+"""The margin on the training set, and the four capacities that are normalised by it."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from implicitreg import checks
+from implicitreg.measures.norms import frobenius_product, path_norm, spectral_product
+from implicitreg.nets import layers as ly
+from implicitreg.nets.perceptron import outputs
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, without gradients, and put every part back into the mode it was in."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
+    """Return the outputs of a network in evaluation mode, ``(..., n, k)``, checked to be finite and to fit ``y``."""
+    checks.floating(x, "x")
+    if not x.ndim or 0 in x.shape:
+        raise ValueError(f"x: must hold at least one sample, got shape {tuple(x.shape)}")
+    weights = None if isinstance(model, nn.Module) else ly.matrices(model)
+    try:
+        if isinstance(model, nn.Module):
+            with evaluation(model):
+                z: Tensor = model(x)
+        else:
+            with torch.no_grad():
+                z = outputs(weights or [], x)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"x: of shape {tuple(x.shape)} and {x.dtype} does not fit the model: {error}") from error
+    if z.ndim < 2 or z.shape[-1] < 2:
+        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {tuple(z.shape)}")
+    checks.scored(y, z, "y")
+    if not torch.isfinite(z).all():
+        raise ValueError("model: outputs must be finite, got NaN or infinity")
+    return z
+
+
+def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
+    r"""Return the margin of each sample, :math:`f_w(x_i)[y_i] - \max_{c \ne y_i} f_w(x_i)[c]`.
+
+    Positive where the sample is classified correctly.
+
+    Parameters
+    ----------
+    model
+        Any module with outputs ``(n, k)``, k >= 2, or weight matrices ``(..., h_i, h_{i-1})``.
+    x
+        Inputs: shape ``(n, ...)`` for a module, ``(..., n, h_0)`` for weight matrices.
+    y
+        Classes, shape ``(n,)`` or ``(..., n)``, int64.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(n,)`` or ``(..., n)``.
+
+    Raises
+    ------
+    TypeError
+        ``x`` or ``y`` is no tensor of the right dtype.
+    ValueError
+        No sample, inputs that do not fit the model, a label outside the range, fewer than two outputs, or outputs
+        that are not finite.
+
+    Notes
+    -----
+    Cost: one forward pass, in evaluation mode; the model is not changed. Source: Neyshabur et al. 2017, Exploring
+    Generalization in Deep Learning.
+
+    Examples
+    --------
+    >>> margins([torch.eye(2)], torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+    tensor([ 2., -2.])
+    """
+    z = scores(model, x, y)
+    index = y.expand(z.shape[:-1])[..., None]
+    own = z.gather(-1, index).squeeze(-1)
+    return own - z.scatter(-1, index, -math.inf).amax(-1)
+
+
+def margin(model: ly.Network, x: Tensor, y: Tensor, quantile: float = 0.05) -> Tensor:
+    """Return the margin of the training set: a low quantile of `margins`, by default the 5th percentile.
+
+    Between two samples it is interpolated linearly. Arguments and errors are those of `margins`; in addition
+    ``quantile`` must be in [0, 1].
+
+    Examples
+    --------
+    >>> x = torch.arange(21.0)[:, None] * torch.tensor([1.0, 0.0])
+    >>> margin([torch.eye(2)], x, torch.zeros(21, dtype=torch.int64))
+    tensor(1.)
+    """
+    if isinstance(quantile, bool) or not isinstance(quantile, int | float) or not 0 <= quantile <= 1:
+        raise ValueError(f"quantile: must be in [0, 1], got {quantile!r}")
+    return _quantile(margins(model, x, y), quantile)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Return a quantile over the last dimension, linearly interpolated, of however many values."""
+    position = q * (values.shape[-1] - 1)
+    low = min(math.floor(position), values.shape[-1] - 1)
+    below = values.kthvalue(low + 1, -1).values
+    if position == low:
+        return below
+    return torch.lerp(below, values.kthvalue(low + 2, -1).values, position - low)
+
+
+@dataclass(frozen=True)
+class Capacities:
+    r"""The four capacities of *Exploring Generalization in Deep Learning*, each divided by the squared margin γ².
+
+    Attributes
+    ----------
+    l2
+        :math:`\prod_i \|W_i\|_F^2 / \gamma^2`, with factors times :math:`4^d`.
+    l1_path
+        :math:`\phi_1^2 / \gamma^2`, with factors times :math:`4^d`.
+    l2_path
+        :math:`\phi_2^2 / \gamma^2`, with factors times :math:`\prod_i 4 h_i`.
+    spectral
+        :math:`\prod_i \|W_i\|_2^2 / \gamma^2`, with factors times :math:`\prod_i h_i`.
+    margin
+        γ.
+    """
+
+    l2: Tensor
+    l1_path: Tensor
+    l2_path: Tensor
+    spectral: Tensor
+    margin: Tensor
+
+
+def capacities(
+    model: ly.Network,
+    x: Tensor,
+    y: Tensor,
+    quantile: float = 0.05,
+    factors: bool = False,
+    *,
+    input_shape: Sequence[int] | None = None,
+) -> Capacities:
+    r"""Return the four capacities: squared norms of the weights over the squared margin.
+
+    They are meant to be compared between networks that fit their training set, at the same training loss. Where
+    the margin is not positive the bounds are void: the capacities are infinite, and a warning says so.
+
+    Parameters
+    ----------
+    model
+        A module built of supported layers, or weight matrices ``(..., h_i, h_{i-1})``.
+    x, y
+        Training inputs and classes, as for `margins`.
+    quantile
+        Which quantile of the margins is γ.
+    factors
+        Whether the factors that depend on depth and width alone are included, as the theory has them; the
+        published figures leave them out. :math:`h_i` is the number of units of layer i, outputs included; for a
+        convolution the number of its channels.
+    input_shape
+        Shape of one input; by default that of ``x``.
+
+    Returns
+    -------
+    Capacities
+        Of tensors of shape ``()`` or ``(...)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `path_norm`, `group_norm`, `spectral_product` and `margin`.
+
+    Warns
+    -----
+    RuntimeWarning
+        A margin is not positive.
+
+    Notes
+    -----
+    Cost: one forward pass over the data, three passes over the weights and one singular value decomposition a
+    layer. Sources: Neyshabur et al. 2017, Exploring Generalization in Deep Learning (secondary; the figures'
+    version was read off the captions).
+
+    Examples
+    --------
+    >>> weights = [2 * torch.eye(2), torch.eye(2)]
+    >>> c = capacities(weights, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> [round(value.item(), 4) for value in (c.margin, c.l2, c.l1_path, c.l2_path, c.spectral)]
+    [2.0, 4.0, 4.0, 2.0, 1.0]
+    """
+    gamma = margin(model, x, y, quantile)
+    shape = (tuple(x.shape[1:]) if input_shape is None else input_shape) if isinstance(model, nn.Module) else None
+    with torch.no_grad():
+        void = gamma <= 0
+        if void.any():
+            warnings.warn(
+                f"the margin at quantile {quantile} is not positive ({gamma.min().item():.3g}): "
+                "the capacities are infinite",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        norms = (
+            frobenius_product(model),
+            path_norm(model, 1, input_shape=shape),
+            path_norm(model, 2, input_shape=shape),
+            spectral_product(model, input_shape=shape),
+        )
+        l2, l1_path, l2_path, spectral = (torch.where(void, math.inf, (norm / gamma).square()) for norm in norms)
+    if factors:
+        found = [layer for layer in ly.layers(model) if layer.affine]
+        units = [
+            layer.weight.shape[-2 if layer.kind == ly.LINEAR else 0] for layer in found if layer.weight is not None
+        ]
+        four, width = 4.0 ** len(units), float(math.prod(units))
+        l2, l1_path, l2_path, spectral = four * l2, four * l1_path, four * width * l2_path, width * spectral
+    return Capacities(l2=l2, l1_path=l1_path, l2_path=l2_path, spectral=spectral, margin=gamma)

@@ -1,0 +1,254 @@
+"""A feed-forward network as the list of its layers, whatever it was built from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from implicitreg import checks
+
+Network: TypeAlias = nn.Module | Sequence[Tensor]
+"""A module built of supported layers, or the weight matrices of ReLU networks without biases."""
+
+LINEAR, CONV, BATCH_NORM, AVERAGE, MAXIMUM, FLATTEN, POINTWISE = range(7)
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_KINDS: dict[type[nn.Module], int] = {
+    nn.Linear: LINEAR,
+    nn.Conv1d: CONV,
+    nn.Conv2d: CONV,
+    nn.Conv3d: CONV,
+    nn.BatchNorm1d: BATCH_NORM,
+    nn.BatchNorm2d: BATCH_NORM,
+    nn.BatchNorm3d: BATCH_NORM,
+    nn.AvgPool1d: AVERAGE,
+    nn.AvgPool2d: AVERAGE,
+    nn.AvgPool3d: AVERAGE,
+    nn.AdaptiveAvgPool1d: AVERAGE,
+    nn.AdaptiveAvgPool2d: AVERAGE,
+    nn.AdaptiveAvgPool3d: AVERAGE,
+    nn.MaxPool1d: MAXIMUM,
+    nn.MaxPool2d: MAXIMUM,
+    nn.MaxPool3d: MAXIMUM,
+    nn.AdaptiveMaxPool1d: MAXIMUM,
+    nn.AdaptiveMaxPool2d: MAXIMUM,
+    nn.AdaptiveMaxPool3d: MAXIMUM,
+    nn.Flatten: FLATTEN,
+    nn.ReLU: POINTWISE,
+    nn.Identity: POINTWISE,
+    nn.Dropout: POINTWISE,
+    nn.Dropout1d: POINTWISE,
+    nn.Dropout2d: POINTWISE,
+    nn.Dropout3d: POINTWISE,
+}
+SUPPORTED = (
+    "Sequential, Linear, Conv1d/2d/3d, ReLU, average and max pooling (adaptive too), BatchNorm1d/2d/3d, Flatten, "
+    "Dropout and Identity"
+)
+
+
+class Layer(NamedTuple):
+    """One layer; ``weight`` and ``bias`` are those of the function computed in evaluation mode.
+
+    A batch norm that directly follows a linear or convolutional layer is folded into it:
+    ``W <- W g / sqrt(var + eps)`` and ``b <- beta + g / sqrt(var + eps) (b - mean)``.
+    """
+
+    kind: int
+    name: str
+    module: Any
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def affine(self) -> bool:
+        """Whether the layer has weights that paths run through."""
+        return self.kind <= BATCH_NORM
+
+
+def modules(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, int]]:
+    """Yield name, module and kind of every layer of a module, in order.
+
+    Raises
+    ------
+    TypeError
+        A layer is not supported; the message names it.
+    """
+    kind = _KINDS.get(type(network))
+    if kind is not None:
+        yield name, network, kind
+    elif type(network).forward is nn.Sequential.forward:
+        for key, child in network._modules.items():
+            if child is not None:
+                path = f"{name}.{key}" if name else key
+                # Asked here too, which spares most layers a generator of their own.
+                kind = _KINDS.get(type(child))
+                if kind is None:
+                    yield from modules(child, path)
+                else:
+                    yield path, child, kind
+    else:
+        # A subclass that computes the same, such as a parametrised layer, is what it inherits from.
+        for base, kind in _KINDS.items():
+            if isinstance(network, base) and type(network).forward is base.forward:
+                yield name, network, kind
+                return
+        where = f" (at {name!r})" if name else ""
+        raise TypeError(f"model: unsupported layer {type(network).__name__}{where}; supported are {SUPPORTED}")
+
+
+def batch_norm(module: Any) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a batch norm in evaluation mode."""
+    if module.running_mean is None or module.running_var is None:
+        raise TypeError("model: a batch norm without running statistics has no evaluation mode")
+    scale = torch.rsqrt(module.running_var + module.eps)
+    if module.weight is not None:
+        scale = scale * module.weight
+    shift = -module.running_mean * scale
+    return scale, shift if module.bias is None else shift + module.bias
+
+
+def _weighted(kind: int, name: str, module: Any) -> Layer:
+    if kind == CONV and module.padding_mode != "zeros":
+        raise TypeError(f"model: padding_mode {module.padding_mode!r} of {name!r} is not supported, only 'zeros'")
+    # Looked up directly where that is possible: `Module.__getattr__` takes as long as a small matrix product.
+    own = module._parameters
+    weight = own["weight"] if "weight" in own else module.weight  # noqa: SIM401
+    if weight.dtype not in (torch.float32, torch.float64):
+        checks.floating(weight, f"{name}.weight")
+    return Layer(kind, name, module, weight, own["bias"] if "bias" in own else module.bias)  # noqa: SIM401
+
+
+def layers(network: Network) -> list[Layer]:
+    """Return the layers of a network in order, batch norms folded where they follow a layer with weights.
+
+    Parameters
+    ----------
+    network
+        A module built of supported layers, or a sequence of weight matrices ``(..., h_i, h_{i-1})`` of ReLU
+        networks without biases, whose leading dimensions are networks.
+
+    Raises
+    ------
+    TypeError
+        A layer is not supported (the message names it), or a weight is no tensor of dtype float32 or float64.
+    ValueError
+        No layer with weights, or weight matrices that do not fit each other.
+    """
+    if not isinstance(network, nn.Module):
+        return [Layer(LINEAR, f"weights[{i}]", None, w) for i, w in enumerate(matrices(network))]
+    found: list[Layer] = []
+    for name, module, kind in modules(network):
+        if kind <= CONV:
+            found.append(_weighted(kind, name, module))
+        elif kind == BATCH_NORM:
+            scale, shift = batch_norm(module)
+            last = found[-1] if found else None
+            if last is not None and last.kind <= CONV and last.weight is not None:
+                weight = last.weight * scale.reshape(-1, *[1] * (last.weight.ndim - 1))
+                bias = shift if last.bias is None else shift + scale * last.bias
+                found[-1] = last._replace(weight=weight, bias=bias)
+            else:
+                found.append(Layer(BATCH_NORM, name, module, scale, shift))
+        elif kind != POINTWISE or isinstance(module, nn.ReLU):
+            found.append(Layer(kind, name, module))
+    if not any(layer.affine for layer in found):
+        raise ValueError("model: must have at least one layer with weights")
+    return found
+
+
+def matrices(network: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``network`` as a list if it is a sequence of weight matrices that fit each other.
+
+    Raises
+    ------
+    TypeError
+        No sequence, or a weight that is no tensor of dtype float32 or float64.
+    ValueError
+        No matrix, or matrices that do not fit each other.
+    """
+    if not isinstance(network, list | tuple) or not network:
+        raise TypeError(
+            f"model: must be a torch.nn.Module or a sequence of weight matrices, got {type(network).__name__}"
+        )
+    below: Tensor | None = None
+    for i, w in enumerate(network):
+        checks.floating(w, f"weights[{i}]")
+        if w.ndim < 2 or 0 in w.shape[-2:]:
+            raise ValueError(f"weights[{i}]: must have shape (..., h, h') with h, h' >= 1, got {tuple(w.shape)}")
+        if below is not None and (w.shape[-1] != below.shape[-2] or w.dtype != below.dtype):
+            raise ValueError(
+                f"weights[{i}]: {tuple(w.shape)} of {w.dtype} does not follow {tuple(below.shape)} of {below.dtype}"
+            )
+        below = w
+    return list(network)
+
+
+def input_dimensions(found: Sequence[Layer], input_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of one input: as given, or as the first layer tells it.
+
+    Raises
+    ------
+    ValueError
+        ``input_shape`` holds no integers >= 1, does not fit a first layer that is linear, or is missing where the
+        first layer does not tell it.
+    """
+    if input_shape is not None:
+        if not isinstance(input_shape, tuple | list | torch.Size) or not input_shape:
+            raise ValueError(f"input_shape: must be a sequence of integers >= 1, got {input_shape!r}")
+        shape = tuple(checks.integer(size, "input_shape", 1) for size in input_shape)
+        first = found[0]
+        if first.kind == LINEAR and first.weight is not None and shape != first.weight.shape[-1:]:
+            raise ValueError(f"input_shape: must be {tuple(first.weight.shape[-1:])} to fit the weights, got {shape}")
+        return shape
+    for layer in found:
+        if layer.kind == LINEAR and layer.weight is not None:
+            return (layer.weight.shape[-1],)
+        if layer.kind == BATCH_NORM and isinstance(layer.module, nn.BatchNorm1d) and layer.weight is not None:
+            return (layer.weight.shape[0],)
+        if layer.kind not in (FLATTEN, POINTWISE):
+            raise ValueError(
+                f"input_shape: is needed, because the first layer {type(layer.module).__name__} does not tell it; "
+                "give it without the batch dimension, such as (1, 8, 8)"
+            )
+    raise ValueError("input_shape: is needed")
+
+
+def convolve(layer: Layer, a: Tensor, weight: Tensor) -> Tensor:
+    """Return the convolution of ``a`` with ``weight``, with stride, padding, dilation and groups of ``layer``."""
+    m = layer.module
+    return _CONVOLUTIONS[weight.ndim - 2](a, weight, None, m.stride, m.padding, m.dilation, m.groups)
+
+
+def pooled(layer: Layer, a: Tensor, p: float) -> Tensor:
+    """Return the average pooling of ``a`` with its fixed weights raised to the power ``p``."""
+    m = layer.module
+    mean: Tensor = m.forward(a)
+    if p == 1:
+        return mean
+    adaptive = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    if isinstance(m, adaptive):
+        # Separable: one averaging matrix a dimension, whose entries 1/k are raised to p.
+        n = next(i for i, kind in enumerate(adaptive, start=1) if isinstance(m, kind))
+        for dim in range(-n, 0):
+            eye = torch.eye(a.shape[dim], dtype=a.dtype, device=a.device)
+            averaging = F.adaptive_avg_pool1d(eye, mean.shape[dim])
+            a = torch.tensordot(a, averaging.pow(p), ([dim], [0])).movedim(-1, dim)
+        return a
+    # A window divides by some k, the same for all of its inputs: the sum of (1/k)^p a is mean * k^(1-p).
+    ones = torch.ones_like(a)
+    k: Tensor = _sums(m, ones) / m.forward(ones)
+    return mean * k.nan_to_num(nan=1.0).pow(1 - p)
+
+
+def _sums(m: Any, a: Tensor) -> Tensor:
+    """Return the sums over the windows of an average pooling."""
+    if isinstance(m, nn.AvgPool3d):
+        return F.avg_pool3d(a, m.kernel_size, m.stride, m.padding, m.ceil_mode, divisor_override=1)
+    if isinstance(m, nn.AvgPool2d):
+        return F.avg_pool2d(a, m.kernel_size, m.stride, m.padding, m.ceil_mode, divisor_override=1)
+    # In one dimension the divisor cannot be chosen.
+    size = ((1, *m.kernel_size), (1, *m.stride), (0, *m.padding))
+    return F.avg_pool2d(a.unsqueeze(-2), *size, m.ceil_mode, divisor_override=1).squeeze(-2)
