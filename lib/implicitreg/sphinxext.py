@@ -158,6 +158,8 @@ class Book:
         Full id to the document that recorded it and the evidence.
     figures
         Name to the document that showed the figure and what is known of it.
+    larger
+        Full id to what larger runs than the one shown came to, as their kept evidence and today's rules have it.
     environment
         What the evidence was measured in, with scale and seed. Empty where no ``claims.json`` tells it.
     complaints
@@ -167,6 +169,7 @@ class Book:
     claims: Mapping[str, Claim]
     evidence: dict[str, tuple[str, Evidence]] = field(default_factory=dict)
     figures: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    larger: dict[str, list[Judgement]] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     complaints: list[tuple[str, str]] = field(default_factory=list)
 
@@ -180,7 +183,21 @@ class Book:
         for docname, entries in sorted(_kept(env, "figures").items()):
             for entry in entries:
                 book.figures.setdefault(entry["name"], (docname, entry))
+        for path in sorted(Path(env.srcdir).glob("evidence/*/*/claims.json")):
+            book._admit_larger(path, path.relative_to(env.srcdir).as_posix())
         return book
+
+    def _admit_larger(self, path: Path, name: str) -> None:
+        try:
+            kept = [Evidence.from_json(entry) for entry in json.loads(path.read_text("utf-8"))["evidence"]]
+            for evidence in kept:
+                if evidence.id not in self.claims:
+                    raise ClaimError(f"evidence for unknown claim {evidence.id!r}")
+                if evidence.scale != self.scale:
+                    judgement = judge(self.claims[evidence.id], evidence, evidence.scale)
+                    self.larger.setdefault(evidence.id, []).append(judgement)
+        except (ValueError, KeyError, TypeError) as error:
+            self.complaints.append((f"{name}: {error}", "book/verdicts"))
 
     def _admit(self, docname: str, entry: Mapping[str, Any]) -> None:
         try:
@@ -440,7 +457,7 @@ class VerdictTable(_OfClaims):
             name,
             statement,
             nodes.paragraph("", "", _quote("published", claim.id)),
-            nodes.paragraph("", "", _quote("measured", claim.id)),
+            nodes.paragraph("", "", _quote("measured", claim.id), nodes.Text(" "), _quote("larger", claim.id)),
             control,
             nodes.paragraph("", "", _quote("verdict", claim.id), _quote("rule", claim.id)),
         )
@@ -607,6 +624,19 @@ class Writer:
             return [nodes.inline("", "—", classes=["none"])]
         return [nodes.Text(_pretty(measured_words(judgement.claim, judgement.measured, judgement.scale)))]
 
+    def larger(self, node: Quote) -> list[nodes.Node]:
+        """Return what larger runs measured, with their verdicts; nothing where there are none."""
+        (claim,) = node["claims"]
+        found: list[nodes.Node] = []
+        for judgement in self.book.larger.get(claim, ()):
+            if judgement.measured is not None:
+                words = _pretty(measured_words(judgement.claim, judgement.measured, judgement.scale))
+                text = nodes.Text(f"at scale {judgement.scale}: {words} ")
+                found.append(
+                    nodes.inline("", "", text, _badge(judgement.verdict, judgement.verdict), classes=["larger"])
+                )
+        return found
+
     def control(self, node: Quote) -> list[nodes.Node]:
         """Return the control's value, and whether the rule rejects it."""
         judgement = self.judged(node)
@@ -703,6 +733,7 @@ WRITERS: dict[str, Callable[[Writer, Quote], list[nodes.Node]]] = {
     "cell": Writer.cell,
     "published": Writer.published,
     "measured": Writer.measured,
+    "larger": Writer.larger,
     "control": Writer.control,
     "control-sentence": Writer.control_sentence,
     "rule": Writer.rule,

@@ -466,3 +466,38 @@ def test_buttons_link_only_to_a_known_repository(monkeypatch, variable, kept, ad
 
 def test_an_empty_value_of_the_environment_is_said():
     assert [line[0].astext() for line in _shown({})] == ["none"]
+
+
+def larger(folder, **given):
+    """Write what another run of the chapter came to."""
+    evidence = {"id": "rank.grows", "scale": "smoke", "samples": [2.5, 2.75, 3.0], "control": [-68.25] * 3} | given
+    path = folder / "evidence/smoke/rank/claims.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": {"scale": "smoke"}, "claims": [], "evidence": [evidence]}), "utf-8")
+
+
+def test_a_larger_run_stands_beside_the_recorded_one_with_a_verdict_of_its_own(edited):
+    assert "at scale smoke" not in page(edited, "table")
+    larger(edited)
+    assert build(edited).code == 0
+    (shown,) = re.findall(r'<span class="larger">(.*?)</span></span>', page(edited, "table"))
+    assert text_of(shown).startswith("at scale smoke: min 2.5")
+    assert text_of(shown).endswith("reproduced")
+    # It is judged by the rule of today, not by what was true when it was kept.
+    larger(edited, samples=[-2.5, -2.75, -3.0])
+    assert build(edited).code == 0
+    assert "differs" in re.findall(r'<span class="larger">(.*?)</span></span>', page(edited, "table"))[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"id": "rank.gone"}, "evidence for unknown claim 'rank.gone'"),
+        ({"samples": []}, "samples must have at least one number"),
+    ],
+)
+def test_larger_evidence_that_belongs_to_nothing_fails_the_build(edited, more, message):
+    larger(edited, **more)
+    done = build(edited, strict=False)
+    assert done.code != 0
+    assert message in done.log

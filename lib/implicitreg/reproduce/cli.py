@@ -232,6 +232,16 @@ def record(targets: Targets = None, *, workers: Workers = None, cell_timeout: Ce
 
 
 @app.command()
+def keep(run: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+    """Keep the claims of a run larger than book beside the recorded ones."""
+    from implicitreg.reproduce import recording
+
+    project = _project()
+    for path in recording.keep(project, _chosen(project, run)):
+        print(f"kept: {shown(path)}")
+
+
+@app.command()
 def diff(
     before: Annotated[str, typer.Argument(metavar="RUN")], after: Annotated[str, typer.Argument(metavar="RUN")]
 ) -> None:

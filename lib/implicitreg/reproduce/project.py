@@ -140,6 +140,10 @@ class Project:
         """The ``claims.json`` of the recorded notebooks."""
         return self.root / "evidence" / "book" / "claims.json"
 
+    def larger_evidence(self, scale: str, chapter: str) -> Path:
+        """Return the ``claims.json`` of a chapter's run larger than the recorded one."""
+        return self.root / "evidence" / scale / chapter / "claims.json"
+
     @property
     def constraints(self) -> Path:
         """The versions that the environment is installed with."""

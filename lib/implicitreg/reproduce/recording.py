@@ -7,15 +7,17 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from implicitreg.claims import recorded
 from implicitreg.reproduce.environment import describe
 from implicitreg.reproduce.execution import KERNEL, LANGUAGE, as_node, as_text
 from implicitreg.reproduce.fingerprint import KEY
-from implicitreg.reproduce.project import CommandError, Notebook, Project, shown
+from implicitreg.reproduce.project import CommandError, Notebook, Project, UsageError, shown
 from implicitreg.reproduce.runner import CELL_TIMEOUT, Plan, Report, Settings, reproduce
-from implicitreg.reproduce.runs import claims_json, judge
+from implicitreg.reproduce.runs import Run, claims_json, judge
 from implicitreg.reproduce.storage import make_writable, to_json, write
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}", re.IGNORECASE)
@@ -66,29 +68,29 @@ def record(
     if report.complaints:
         return report, []
 
-    finished, refused, recorded = plan.finished(), [], {}
+    finished, refused, done = plan.finished(), [], {}
     for step in plan.steps:
         name = step.notebook.name
         if step.notebook.read() != step.content:
             raise CommandError(f"{shown(step.notebook.path)} was edited while it ran: nothing was recorded")
-        recorded[name] = normalise(name, step.content, finished[name])
-        refused += [f"{name}, {complaint}" for complaint in complaints(recorded[name], project)]
+        done[name] = normalise(name, step.content, finished[name])
+        refused += [f"{name}, {complaint}" for complaint in complaints(done[name], project)]
     if refused:
         raise RefusedError(refused)
 
-    contents = {step.notebook.path: as_text(as_node(recorded[step.notebook.name])).encode() for step in plan.steps}
-    contents[project.evidence] = _evidence(project, recorded).encode()
-    contents |= _pictures(project, recorded)
+    contents = {step.notebook.path: as_text(as_node(done[step.notebook.name])).encode() for step in plan.steps}
+    contents[project.evidence] = _evidence(project, done).encode()
+    contents |= _pictures(project, done)
     changed = [path for path, content in contents.items() if not path.is_file() or path.read_bytes() != content]
     for path in changed:
         write(path, contents[path])
     return report, changed
 
 
-def _pictures(project: Project, recorded: Mapping[str, dict[str, Any]]) -> dict[Path, bytes]:
+def _pictures(project: Project, done: Mapping[str, dict[str, Any]]) -> dict[Path, bytes]:
     """Return the copies of figures, ``book/_static/<figure>.png``, that are shown where no notebook is."""
     figures = {}
-    for notebook in recorded.values():
+    for notebook in done.values():
         for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
             if figure := output.get("metadata", {}).get("image/png", {}).get("name"):
                 figures[figure] = base64.b64decode(_joined(output["data"]["image/png"]))
@@ -96,13 +98,54 @@ def _pictures(project: Project, recorded: Mapping[str, dict[str, Any]]) -> dict[
     return {copy: figures[copy.stem] for copy in copies if copy.stem in figures}
 
 
-def _evidence(project: Project, recorded: Mapping[str, dict[str, Any]]) -> str:
+def _evidence(project: Project, done: Mapping[str, dict[str, Any]]) -> str:
     """Return the ``claims.json`` of all recorded notebooks, without what differs between two recordings."""
-    notebooks = {name: recorded.get(name) or notebook.read() for name, notebook in project.notebooks.items()}
+    notebooks = {name: done.get(name) or notebook.read() for name, notebook in project.notebooks.items()}
     settings = Settings()
     environment = describe(project, settings.parameters)
     del environment["commit"]
     return to_json(claims_json(environment, judge(project, notebooks, settings.scale)))
+
+
+def keep(project: Project, run: Run) -> list[Path]:
+    """Keep the claims of a run larger than ``book``, so that the book shows them beside the recorded ones.
+
+    For each chapter in the run, ``evidence/<scale>/<chapter>/claims.json`` is replaced by what its notebooks recorded:
+    the claims as in any ``claims.json``, without times, and the samples from which the book judges them anew.
+
+    Parameters
+    ----------
+    project
+        The project.
+    run
+        A finished run at another scale than ``book`` or ``smoke``.
+
+    Returns
+    -------
+    list of Path
+        The files that were written.
+
+    Raises
+    ------
+    UsageError
+        The scale is not larger than ``book``.
+    CommandError
+        The evidence is not as it must be.
+    """
+    if run.scale in ("smoke", "book"):
+        raise UsageError(f"{run.name} is of scale {run.scale}: only larger runs are kept; record writes those of book")
+    judged = judge(project, run.notebooks, run.scale)
+    written = []
+    for chapter in sorted({name.partition("/")[0] for name in run.notebooks}):
+        of_chapter = {name: nb for name, nb in run.notebooks.items() if name.partition("/")[0] == chapter}
+        samples = [evidence.to_json() for notebook in of_chapter.values() for _, evidence in recorded(notebook)]
+        known = {entry["id"] for entry in samples}
+        claims = [replace(one, seconds=None) for one in judged if one.judgement.claim.id in known]
+        path = project.larger_evidence(run.scale, chapter)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, to_json({**claims_json(run.environment, claims), "evidence": samples}).encode())
+        written.append(path)
+    return written
 
 
 def _joined(text: Any) -> str:

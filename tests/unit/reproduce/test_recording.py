@@ -166,3 +166,30 @@ def test_complaints(toy: Any, output: dict[str, Any], told: str | None) -> None:
     else:
         assert len(found) == 1
         assert found[0].startswith(f"cell 9: {told}")
+
+
+def test_the_claims_of_a_larger_run_are_kept_with_their_samples(
+    inside: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside.notebook("toy/one", records="toy.big")
+    assert main(["reproduce", "--scale", "paper"]) == 0
+    before = _files(inside)
+    capsys.readouterr()
+    assert main(["keep", "paper-seed0"]) == 0
+    assert capsys.readouterr().out == "kept: evidence/paper/toy/claims.json\n"
+    assert _files(inside).keys() - before.keys() == {"evidence/paper/toy/claims.json"}
+    kept = json.loads(_files(inside)["evidence/paper/toy/claims.json"])
+    assert kept["environment"]["scale"] == "paper"
+    assert [(claim["id"], claim["verdict"]) for claim in kept["claims"]] == [("toy.big", "reproduced")]
+    assert "seconds" not in kept["claims"][0]
+    evidence = {"id": "toy.big", "scale": "paper", "samples": [42.0, 42.0], "control": [-42.0, -42.0]}
+    assert kept["evidence"] == [evidence]
+
+
+def test_only_larger_runs_are_kept(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    inside.notebook("toy/one", records="toy.big")
+    assert main(["reproduce", "--scale", "smoke"]) == 0
+    capsys.readouterr()
+    assert main(["keep", "smoke-seed0"]) == 2
+    assert "smoke-seed0 is of scale smoke: only larger runs are kept" in capsys.readouterr().err
+    assert not (inside.root / "evidence/smoke").exists()
