@@ -2,9 +2,15 @@
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print microseconds per seed and step of every benchmark that counts them."""
+    """Print the tables that benchmarks made, and microseconds per seed and step of those that count them."""
     session = getattr(config, "_benchmarksession", None)
-    counted = [b for b in (session.benchmarks if session else []) if "steps" in b.extra_info and b.stats.rounds]
+    run = [b for b in (session.benchmarks if session else []) if b.stats.rounds]
+    for b in run:
+        if "table" in b.extra_info:
+            terminalreporter.section(f"{b.name}: {b.group}")
+            for line in b.extra_info["table"]:
+                terminalreporter.write_line(line)
+    counted = [b for b in run if "steps" in b.extra_info]
     cost = {b.name: b.stats.median / b.extra_info["steps"] / b.extra_info["seeds"] * 1e6 for b in counted}
     if not cost:
         return
@@ -12,5 +18,5 @@ def pytest_terminal_summary(terminalreporter, config):
     plain = {b.name: cost.get(b.extra_info.get("alternative", "test_plain_loop")) for b in counted}
     width = max(map(len, cost)) + 2
     for name, micros in cost.items():
-        ratio = f"{plain[name] / micros:8.0f}× the plain loop's speed" if plain[name] else ""
+        ratio = f"{plain[name] / micros:8.1f}× the plain loop's speed" if plain[name] else ""
         terminalreporter.write_line(f"{name:<{width}}{micros:10.3f} µs{ratio}")

@@ -8,6 +8,7 @@ from implicitreg.dynamics.flow import Flow, balanced_flow
 from implicitreg.dynamics.group_rmsprop import Training, group_rmsprop
 from implicitreg.dynamics.losses import truncated_cross_entropy, truncated_exponential
 from implicitreg.dynamics.path_sgd import PathSGD
+from implicitreg.dynamics.recurrent import TrainedRecurrent, train_recurrent
 
 __all__ = [
     "DDPSGD",
@@ -15,6 +16,7 @@ __all__ = [
     "Flow",
     "PathSGD",
     "Trained",
+    "TrainedRecurrent",
     "Training",
     "balanced_flow",
     "data_path_scales",
@@ -22,6 +24,7 @@ __all__ = [
     "group_rmsprop",
     "path_factors",
     "train_networks",
+    "train_recurrent",
     "truncated_cross_entropy",
     "truncated_exponential",
 ]

@@ -137,13 +137,22 @@ def train_networks(
     m = weights[0].shape[0]
     if any(w.ndim != 3 or w.shape[0] != m for w in weights):
         raise ValueError(f"weights: must have shapes (m, h, h'), got {[tuple(w.shape) for w in weights]}")
+    for i, w in enumerate(weights):
+        checks.matrices(w, f"weights[{i}]")
     x, y = _data(x, y, weights)
     rates = _each(lr, "lr", m, weights[0])
     decays = _each(weight_decay, "weight_decay", m, weights[0], zero=True)
     epochs, batch = checks.integer(epochs, "epochs", 1), checks.integer(batch, "batch", 1)
-    first, step, most = (momentum, 0.0, momentum) if isinstance(momentum, int | float) else momentum
-    if not (0 <= first <= most < 1 and step >= 0):
-        raise ValueError(f"momentum: must be in [0, 1), or (first <= most < 1, step >= 0) of it, got {momentum!r}")
+    schedule = momentum if isinstance(momentum, tuple) else (momentum, 0.0, momentum)
+    if (
+        len(schedule) != 3
+        or not all(isinstance(v, int | float) for v in schedule)
+        or not (0 <= schedule[0] <= schedule[2] < 1 and schedule[1] >= 0)
+    ):
+        raise ValueError(
+            "momentum: must be in [0, 1), or (first, step, most) with first <= most < 1 and step >= 0, "
+            f"got {momentum!r}"
+        )
     if not 0 < decay <= 1:
         raise ValueError(f"decay: must be in (0, 1], got {decay!r}")
     if not stop >= 0:
@@ -169,7 +178,7 @@ def train_networks(
             members = torch.arange(lowest, min(m, lowest + together))
             _train(
                 final, x, y, rates, decays, members, shuffles, history, trained,
-                epochs, batch, (first, step, most), decay, stop, loss == "truncated", method, alpha,
+                epochs, batch, schedule, decay, stop, loss == "truncated", method, alpha,
             )  # fmt: skip
     last = history.gather(1, (trained - 1).to(history.device)[:, None])[:, 0]
     return Trained(weights=final, loss=last, history=history, epochs=trained, reached=last < stop)
@@ -178,7 +187,7 @@ def train_networks(
 def _data(x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return inputs ``(m or 1, n, h_0)`` and classes ``(m or 1, n)``."""
     m, inputs, classes = weights[0].shape[0], weights[0].shape[2], weights[-1].shape[1]
-    checks.floating(x, "x")
+    checks.matrices(x, "x")
     if x.ndim not in (2, 3) or x.shape[-1] != inputs or 0 in x.shape or (x.ndim == 3 and x.shape[0] != m):
         raise ValueError(f"x: must have shape (n, {inputs}) or ({m}, n, {inputs}) with n >= 1, got {tuple(x.shape)}")
     if x.dtype != weights[0].dtype or x.device != weights[0].device:
@@ -224,26 +233,28 @@ def _train(
     for epoch in range(epochs):
         mu = min(momentum[2], momentum[0] + momentum[1] * epoch)
         order = torch.stack([torch.randperm(n, generator=shuffles[i]) for i in members.tolist()]).to(device)
-        xe = xs[0][order] if len(xs) == 1 else xs.gather(1, order[..., None].expand(-1, -1, xs.shape[2]))
-        ye = ys[0][order] if len(ys) == 1 else ys.gather(1, order)
+        xe, ye = _ordered(xs, order), _ordered(ys, order)
         total = xe.new_zeros(len(members))
         for low in range(0, n, batch):
-            hidden = [xe[:, low : low + batch]]
+            # Samples are columns: over few classes, operations along the last dimension would be slow.
+            hidden = [xe[:, low : low + batch].mT]
             for each in w[:-1]:
-                hidden.append(torch.bmm(hidden[-1], each.mT).clamp_min_(0))
+                hidden.append(torch.bmm(each, hidden[-1]).clamp_min_(0))
             losses, back = score_gradient(
-                torch.bmm(hidden[-1], w[-1].mT), ye[:, low : low + batch], truncated=truncated
+                torch.bmm(w[-1], hidden[-1]), ye[:, low : low + batch], truncated=truncated, dim=-2
             )
             total += losses.sum(-1)
             back /= losses.shape[-1]
-            scales = data_path_scales(w, hidden, alpha) if method in ("path-sgd", "ddp-sgd") else None
+            scales = None
+            if method in ("path-sgd", "ddp-sgd"):
+                scales = data_path_scales(w, [h.mT for h in hidden], alpha)
             steps = []
             for i in reversed(range(len(w))):
                 v, h = velocity[i], hidden[i]
                 if method == "sgd":
-                    v.baddbmm_(back.mT, h, beta=mu)
+                    v.baddbmm_(back, h.mT, beta=mu)
                 else:
-                    gradient = torch.bmm(back.mT, h)
+                    gradient = torch.bmm(back, h.mT)
                     if scales is not None:
                         # A weight on no path has no gradient either: 0/0 is no step.
                         gradient = torch.where(gradient == 0, gradient, gradient / scales[i])
@@ -255,7 +266,7 @@ def _train(
                     v.addcmul_(w[i], shrink)
                 steps.append((i, v))
                 if i:
-                    back = torch.ops.aten.threshold_backward(torch.bmm(back, w[i]), h, 0)
+                    back = torch.ops.aten.threshold_backward(torch.bmm(w[i].mT, back), h, 0)
             for i, v in steps:
                 w[i].addcmul_(v, eta, value=-1)
         eta = eta * decay
@@ -274,6 +285,15 @@ def _train(
             xs, ys, eta, shrink = (each if len(each) == 1 < len(keep) else each[keep] for each in (xs, ys, eta, shrink))
     for f, each in zip(final, w, strict=True):
         f[members] = each
+
+
+def _ordered(data: Tensor, order: Tensor) -> Tensor:
+    """Return the samples of each member in its order, ``(members, n, ...)``."""
+    rows = order
+    if len(data) > 1:
+        rows = order + data.shape[1] * torch.arange(len(data), device=order.device)[:, None]
+    # Whole rows are copied, which is twenty times as fast as gathering numbers.
+    return data.flatten(0, 1).index_select(0, rows.flatten()).view(*order.shape, *data.shape[2:])
 
 
 def _of(data: Tensor, members: Tensor) -> Tensor:

@@ -78,26 +78,27 @@ def truncated_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     return top.squeeze(-1) + terms.sum(-1).log()
 
 
-def score_gradient(scores: Tensor, labels: Tensor, *, truncated: bool) -> tuple[Tensor, Tensor]:
+def score_gradient(scores: Tensor, labels: Tensor, *, truncated: bool, dim: int = -1) -> tuple[Tensor, Tensor]:
     """Return the loss of each sample, ``(..., n)``, and its gradient in the scores, ``(..., n, k)``.
 
-    The cross-entropy, or `truncated_cross_entropy`: what a training loop needs, without recording a graph.
+    The cross-entropy, or `truncated_cross_entropy`: what a training loop needs, without recording a graph. Classes
+    are the last dimension of the scores, or with ``dim=-2`` the last but one, which is faster where they are few.
     """
-    index = labels[..., None]
+    index = labels.unsqueeze(dim)
     if not truncated:
-        log = torch.log_softmax(scores, -1)
-        loss = -log.gather(-1, index).squeeze(-1)
+        log = torch.log_softmax(scores, dim)
+        loss = -log.gather(dim, index).squeeze(dim)
         gradient = log.exp_()
-        return loss, gradient.scatter_add_(-1, index, gradient.new_full((), -1.0).expand(index.shape))
-    difference = scores - scores.gather(-1, index)
-    top = difference.amax(-1, keepdim=True)
+        return loss, gradient.scatter_add_(dim, index, gradient.new_full((), -1.0).expand(index.shape))
+    difference = scores - scores.gather(dim, index)
+    top = difference.amax(dim, keepdim=True)
     far = difference < KNEE
     rest = (difference - FLOOR).clamp_min(0)
     scale = _HEIGHT * (-top).exp()
     near = (difference - top).exp()
     terms = torch.where(far, scale / 4 * rest.square(), near)
-    total = terms.sum(-1, keepdim=True)
+    total = terms.sum(dim, keepdim=True)
     gradient = torch.where(far, scale / 2 * rest, near) / total
-    gradient.scatter_(-1, index, 0.0)
-    gradient.scatter_(-1, index, -gradient.sum(-1, keepdim=True))
-    return (top + total.log()).squeeze(-1), gradient
+    gradient.scatter_(dim, index, 0.0)
+    gradient.scatter_(dim, index, -gradient.sum(dim, keepdim=True))
+    return (top + total.log()).squeeze(dim), gradient

@@ -106,16 +106,19 @@ def train_recurrent(
     ...     x, y = addition_problem(n, 4, g)
     ...     return x[None], y[None]
     >>> start = [torch.randn(2, *shape, generator=g, dtype=torch.float64) / 4 for shape in ((16, 2), (16, 16), (1, 16))]
-    >>> trained = train_recurrent(start, draw, *addition_problem(200, 4, g), lr=0.1, updates=500, momentum=0.9, clip=1.0)
+    >>> test = addition_problem(200, 4, g)
+    >>> trained = train_recurrent(start, draw, *test, lr=0.1, updates=500, momentum=0.9, clip=1.0)
     >>> (trained.error[:, -1] < 0.01).tolist()  # always to answer 1 would give 1/6
     [True, True]
     """
-    w = [checks.matrices(each, name).detach().clone() for each, name in zip(weights, ("w_in", "w_rec", "w_out"), strict=True)]
+    if len(weights) != 3:
+        raise ValueError(f"weights: must be w_in, w_rec and w_out, got {len(weights)} tensors")
+    names = ("w_in", "w_rec", "w_out")
+    w = [checks.matrices(each, name).detach().clone() for each, name in zip(weights, names, strict=True)]
     m, h, inputs = w[0].shape if w[0].ndim == 3 else (0, 0, 0)
     if not m or w[1].shape != (m, h, h) or w[2].ndim != 3 or w[2].shape[::2] != (m, h):
-        raise ValueError(
-            f"weights: must have shapes (m, h, inputs), (m, h, h), (m, outputs, h), got {[tuple(each.shape) for each in w]}"
-        )
+        got = ", ".join(str(tuple(each.shape)) for each in w)
+        raise ValueError(f"weights: must have shapes (m, h, inputs), (m, h, h) and (m, outputs, h), got {got}")
     if x_test.ndim != 3 or x_test.shape[2] != inputs or y_test.shape != (len(x_test), w[2].shape[1]):
         raise ValueError(
             f"x_test: must have shape (n, T, {inputs}) and y_test (n, {w[2].shape[1]}), got {tuple(x_test.shape)} and "
@@ -143,9 +146,10 @@ def train_recurrent(
         for now in range(1, updates + 1):
             gradients = _gradients(w, *draw(batch))
             if method == "path-sgd":
-                for g, k in zip(gradients, shared_path_scales(*w, x_test.shape[1], second=second), strict=True):
-                    k = k + damping * k.amax((-2, -1), keepdim=True) if damping else k
-                    g.div_(k.masked_fill(k == 0, torch.inf))
+                scales = shared_path_scales(w[0], w[1], w[2], x_test.shape[1], second=second)
+                for g, k in zip(gradients, scales, strict=True):
+                    damped = k + damping * k.amax((-2, -1), keepdim=True) if damping else k
+                    g.div_(damped.masked_fill(damped == 0, torch.inf))
             if clip is not None:
                 norm = torch.stack([g.square().sum((-2, -1)) for g in gradients]).sum(0).sqrt()
                 shrink = (clip / norm.clamp_min(clip))[:, None, None]
@@ -155,9 +159,7 @@ def train_recurrent(
                 each.addcmul_(v, rate, value=-1)
             if now % check_every == 0 or now == updates:
                 taken.append(now)
-                x, y = x_test.to(w[0])[None], y_test.to(w[0])
-                error = torch.cat([(_states([p[i : i + 1] for p in w], x)[-1] @ w[2][i].mT - y).square().mean((1, 2)) for i in range(m)])
-                errors.append(error)
+                errors.append(_errors(w, x_test.to(w[0]), y_test.to(w[0])))
     return TrainedRecurrent((w[0], w[1], w[2]), torch.tensor(taken), torch.stack(errors, -1))
 
 
@@ -171,6 +173,15 @@ def _states(w: Sequence[Tensor], x: Tensor) -> Tensor:
     for t in range(2, steps + 1):
         states[t].baddbmm_(states[t - 1], again).clamp_min_(0)
     return states
+
+
+def _errors(w: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return every member's mean squared error, one after the other: all states at once would take much memory."""
+    errors = []
+    for i in range(len(w[0])):
+        alone = [each[i : i + 1] for each in w]
+        errors.append((_states(alone, x[None])[-1, 0] @ alone[2][0].mT - y).square().mean())
+    return torch.stack(errors)
 
 
 def _gradients(w: Sequence[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:

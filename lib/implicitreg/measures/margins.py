@@ -14,6 +14,9 @@ from implicitreg.measures.norms import frobenius_product, path_norm, spectral_pr
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
+# Hidden units held at once, over networks and samples: 128 MiB in float64.
+_HELD = 2**24
+
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
@@ -28,6 +31,16 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def _in_parts(weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Return the outputs, of some samples at a time where the hidden units of all would need much memory."""
+    held = max(math.prod(w.shape[:-1]) for w in weights)
+    rows = max(1, _HELD // held)
+    if x.ndim < 2 or x.shape[-2] <= rows:
+        return outputs(weights, x)
+    parts = [outputs(weights, x[..., i : i + rows, :]) for i in range(0, x.shape[-2], rows)]
+    return torch.cat(parts, -2)
+
+
 def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     """Return the outputs of a network in evaluation mode, ``(..., n, k)``, checked to be finite and to fit ``y``."""
     checks.floating(x, "x")
@@ -40,7 +53,7 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
                 z: Tensor = model(x)
         else:
             with torch.no_grad():
-                z = outputs(weights or [], x)
+                z = _in_parts(weights or [], x)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
