@@ -1,6 +1,14 @@
 """What we look at: norms, ranks and curvatures of what has been learned."""
 
-from implicitreg.measures.margins import Capacities, capacities, margin, margins
+from implicitreg.measures.capacity import Capacities, capacities, margin, margins
+from implicitreg.measures.flatness import (
+    ExpectedSharpness,
+    cross_entropy,
+    expected_sharpness,
+    pac_bayes_kl,
+    pac_bayes_kl_at,
+    sharpness,
+)
 from implicitreg.measures.norms import frobenius_product, group_norm, path_norm, spectral_product
 from implicitreg.measures.rademacher import (
     RademacherComplexity,
@@ -11,14 +19,6 @@ from implicitreg.measures.rademacher import (
     sign_patterns,
     two_layer_rademacher,
     width_exponent,
-)
-from implicitreg.measures.sharpness import (
-    ExpectedSharpness,
-    cross_entropy,
-    expected_sharpness,
-    pac_bayes_kl,
-    pac_bayes_kl_at,
-    sharpness,
 )
 from implicitreg.measures.spectral import distance_from_rank, effective_rank, schatten_norm
 from implicitreg.measures.tensors import CPRank, cp_rank, reconstruction_error

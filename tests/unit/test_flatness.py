@@ -4,7 +4,6 @@ import copy
 import inspect
 import itertools
 import math
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from implicitreg.measures import (
     cross_entropy,
     expected_sharpness,
+    flatness,
     pac_bayes_kl,
     pac_bayes_kl_at,
     path_norm,
@@ -20,8 +20,6 @@ from implicitreg.measures import (
     sharpness,
 )
 from implicitreg.nets import gaussian_weights, outputs, perceptron
-
-sharpness_module = sys.modules["implicitreg.measures.sharpness"]
 
 
 def generator(seed=0):
@@ -86,7 +84,7 @@ def test_mutants_of_the_sharpness_are_caught(right, wrong):
     source = inspect.getsource(sharpness).replace("from __future__ import annotations", "")
     body = source.split('"""')[-1]
     assert body.count(right) == 1
-    namespace = dict(vars(sharpness_module))
+    namespace = dict(vars(flatness))
     exec(source.replace(body, body.replace(right, wrong)), namespace)
     with pytest.raises(AssertionError):
         check_sharpness(namespace["sharpness"])
@@ -180,9 +178,9 @@ def test_expected_sharpness_against_its_closed_form():
     ],
 )
 def test_mutants_of_the_expected_sharpness_are_caught(function, right, wrong):
-    namespace = dict(vars(sharpness_module))
+    namespace = dict(vars(flatness))
     for name in ("_deviations", "_increases", "expected_sharpness"):
-        source = inspect.getsource(getattr(sharpness_module, name))
+        source = inspect.getsource(getattr(flatness, name))
         if name == function:
             assert source.count(right) == 1
             source = source.replace(right, wrong)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from implicitreg import checks
-from implicitreg.measures.margins import evaluation, scores
+from implicitreg.measures.capacity import evaluation, scores
 from implicitreg.measures.norms import finite
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
