@@ -3,6 +3,7 @@
 import ast
 import base64
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,12 @@ class TestRecorded:
     def test_cells_have_their_own_ids(self, name):
         ids = [cell["id"] for cell in CONTENTS[name]["cells"]]
         assert len(set(ids)) == len(ids)
+
+    def test_sources_have_no_control_characters(self, name):
+        r"""A ``\a`` or ``\f`` of TeX that Python took for an escape leaves a character that no page shows."""
+        for cell in CONTENTS[name]["cells"]:
+            odd = {c for c in "".join(cell["source"]) if unicodedata.category(c) == "Cc"} - {"\n"}
+            assert not odd, f"{cell['id']}: {odd}"
 
     def test_figures_say_what_was_found(self, name):
         for figure, _, alt in figures(CONTENTS[name]):

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -99,11 +100,16 @@ def test_margin_agrees_with_numpy(n, quantile):
     np.testing.assert_allclose(margin(w, x, y, quantile).item(), expected, rtol=1e-12, atol=1e-15)
 
 
+def test_any_number_is_a_quantile():
+    given = classified()
+    assert margin(*given, Fraction(1, 4)) == margin(*given, np.float32(0.25)) == margin(*given, 0.25)
+
+
 @pytest.mark.parametrize("quantile", [-0.1, 1.1, math.nan, "0.05", True, None])
 def test_quantiles_lie_between_0_and_1(quantile):
-    with pytest.raises(ValueError, match=r"^quantile: must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"^quantile: must be a number from 0 to 1"):
         margin(*classified(), quantile)
-    with pytest.raises(ValueError, match=r"^quantile: must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"^quantile: must be a number from 0 to 1"):
         capacities(*classified(), quantile)
 
 
@@ -144,7 +150,7 @@ def test_capacities_against_their_formulas():
         ("(norm / gamma).square()", "(norm / gamma)"),
         ("path_norm(model, 1, input_shape=shape)", "path_norm(model, 1, input_shape=shape).sqrt()"),
         ("4.0 ** len(units)", "4.0"),
-        ("-2 if layer.kind == ly.LINEAR else 0", "-1"),
+        ("-2 if kind == ly.LINEAR else 0", "-1"),
         ("four * width * l2_path", "four * l2_path"),
         ("width * spectral)", "four * width * spectral)"),
         ("margin(model, x, y, quantile)", "margin(model, x, y, 0.5)"),
@@ -290,8 +296,8 @@ W, X, Y = classified()
         (X.long(), Y, TypeError, r"^x: must have dtype float32 or float64, got int64"),
         (X.float(), Y, ValueError, r"^x: of shape \(60, 5\) and torch.float32 does not fit the model"),
         (X[:, :4], Y, ValueError, r"^x: of shape \(60, 4\) and torch.float64 does not fit the model"),
-        (X * math.nan, Y, ValueError, r"^model: outputs must be finite"),
-        (X * math.inf, Y, ValueError, r"^model: outputs must be finite"),
+        (X * math.nan, Y, ValueError, r"^x: must be finite"),
+        (X * math.inf, Y, ValueError, r"^x: must be finite"),
     ],
 )
 def test_bad_data_are_named(measure, form, x, y, error, words):
@@ -303,7 +309,7 @@ def test_bad_data_are_named(measure, form, x, y, error, words):
 def test_bad_models_are_named(measure):
     with pytest.raises(ValueError, match=r"^model: outputs must have shape \(\.\.\., n, k\) with k >= 2"):
         measure([W[0][:1]], X, torch.zeros_like(Y))
-    with pytest.raises(ValueError, match=r"^model: outputs must be finite"):
+    with pytest.raises(ValueError, match=r"^model: outputs: must be finite"):
         measure([math.nan * W[0], *W[1:]], X, Y)
     with pytest.raises(TypeError, match=r"^model: must be a torch.nn.Module or a sequence"):
         measure(torch.relu, X, Y)

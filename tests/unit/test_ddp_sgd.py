@@ -30,6 +30,11 @@ def mlp(bias, sizes=(10, 16, 16, 3)):
     return nn.Sequential(*parts[:-1])
 
 
+def filled(layer, value):
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
 def problem(n=200, inputs=10):
     return torch.randn(n, inputs, generator=generator(1), dtype=torch.float64), torch.arange(n) % 3
 
@@ -288,7 +293,7 @@ def test_a_flatten_may_come_first():
         ({"alpha": -0.1}, "alpha: must be a number from 0 to 1, got -0.1"),
         ({"alpha": 1.5}, "alpha"),
         ({"alpha": float("nan")}, "alpha"),
-        ({"alpha": 1.0}, r"alpha: the recursion degenerates at 1.*rule='mix'"),
+        ({"alpha": 1.0, "rule": "recursion"}, r"alpha: the recursion degenerates at 1.*rule='mix'"),
         ({"rule": "both"}, "rule: must be 'recursion' or 'mix', got 'both'"),
         ({"lr": 0.0}, "lr: must be a finite number > 0"),
         ({"momentum": 1.0}, "momentum: must be a number >= 0 and < 1"),
@@ -315,7 +320,27 @@ def test_refused_models(layers, words):
         DDPSGD(nn.Sequential(*layers), 0.1, 0.5)
 
 
+def test_the_rule_follows_from_alpha():
+    weights, (x, _) = gaussian_weights((10, 6, 3), generator()), problem()
+    for alpha, rule in ((0.0, "recursion"), (0.5, "recursion"), (1.0, "mix")):
+        a, b = (
+            train(net, DDPSGD(net, 1e-3, alpha, **rules), 5)
+            for net, rules in ((mlp(True), {}), (mlp(True), {"rule": rule}))
+        )
+        assert torch.equal(a, b)
+        for a, b in zip(
+            *(data_path_scales(weights, hidden(weights, x), alpha, *r) for r in ((), (rule,))), strict=True
+        ):
+            assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"^alpha: the recursion degenerates at 1"):
+        data_path_scales(weights, hidden(weights, x), 1.0, "recursion")
+
+
 def test_other_refusals():
+    with pytest.raises(ValueError, match=r"^model: '0\.weight': must be finite"):
+        DDPSGD(nn.Sequential(filled(nn.Linear(2, 2), torch.nan)), 0.1, 0.5)
+    with pytest.raises(TypeError, match="parametrised"):
+        DDPSGD(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), 0.1, 0.5)
     with pytest.raises(TypeError, match=r"model: must be a torch\.nn\.Module"):
         DDPSGD([torch.ones(2, 2)], 0.1, 0.5)
     model = mlp(False)

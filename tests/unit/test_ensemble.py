@@ -367,7 +367,8 @@ W, X, Y = setting()
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"weights": []}, TypeError, "model: must be"),
+        ({"weights": []}, ValueError, "weights: must hold at least one weight matrix"),
+        ({"weights": torch.nn.Linear(5, 3)}, TypeError, "weights: must be a sequence of weight matrices, got Linear"),
         ({"weights": [W[0][0], W[1][0]]}, ValueError, r"weights: must have shapes \(m, h, h'\)"),
         ({"weights": [W[0], W[1][:2]]}, ValueError, r"weights: must have shapes \(m, h, h'\)"),
         ({"weights": [W[0], W[1][:, :, 1:]]}, ValueError, r"weights\[1\]: .* does not follow"),
@@ -403,8 +404,11 @@ W, X, Y = setting()
         ({"momentum": "0.9"}, ValueError, "momentum: "),
         ({"momentum": None}, ValueError, "momentum: "),
         ({"decay": 0}, ValueError, r"decay: must be in \(0, 1\]"),
+        ({"decay": "a"}, ValueError, "decay: must be in"),
+        ({"stop": "a"}, ValueError, "stop: must be a number >= 0"),
+        ({"alpha": "a"}, ValueError, "alpha: "),
         ({"decay": 1.1}, ValueError, "decay: "),
-        ({"stop": -1}, ValueError, "stop: must be >= 0"),
+        ({"stop": -1}, ValueError, "stop: must be a number >= 0"),
         ({"stop": math.nan}, ValueError, "stop: "),
         ({"loss": "hinge"}, ValueError, "loss: must be one of cross_entropy, truncated"),
         ({"method": "adam"}, ValueError, "method: must be one of sgd, path-sgd, ddp-sgd, adagrad"),

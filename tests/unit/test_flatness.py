@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from implicitreg.dynamics import cross_entropy
 from implicitreg.measures import (
-    cross_entropy,
     expected_sharpness,
     flatness,
     pac_bayes_kl,
@@ -172,7 +172,7 @@ def test_expected_sharpness_against_its_closed_form():
         ("expected_sharpness", "found.std(0) / math.sqrt(draws)", "found.std(0)"),
         ("expected_sharpness", "found.mean(0)", "found.median(0).values"),
         ("_deviations", "10 * w.abs() + 1", "w.abs() + 1"),
-        ("_increases", "s * _over(alpha, w, model)", "(s * _over(alpha, w, model)) ** 2"),  # variance as deviation
+        ("_increases", "s * _over(alpha, model)", "(s * _over(alpha, model)) ** 2"),  # variance as deviation
         ("_increases", "torch.randn(", "torch.rand("),
         ("_increases", "mean(moved) - start", "mean(moved)"),
     ],
@@ -345,6 +345,30 @@ def test_the_model_is_left_as_it_was(name):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("made_there", [False, True])
+@pytest.mark.filterwarnings("ignore:an expected sharpness")
+def test_inference_mode_does_not_matter(name, made_there):
+    def made():
+        _, x, y = setting()
+        net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+        for i, w in enumerate(net.parameters()):
+            w.detach().copy_(torch.randn(w.shape, generator=generator(i), dtype=torch.float64))
+        return net, x, y
+
+    given = made()
+    weights = setting()[0]
+    expected = [MEASURES[name](model, *given[1:]) for model in (given[0], weights)]
+    with torch.inference_mode():
+        if made_there:
+            given, weights = made(), [w.clone() for w in weights]
+        found = [MEASURES[name](model, *given[1:]) for model in (given[0], weights)]
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    if made_there:  # and so may be what was made there
+        torch.testing.assert_close(MEASURES[name](*given), expected[0], equal_nan=True)
+
+
 def test_parameters_without_use_do_not_matter():
     w, x, y = setting()
     net = perceptron(w)
@@ -363,8 +387,10 @@ def test_bad_data_and_models_are_named(name):
             measure(model, x[:0], y[:0])
         with pytest.raises(ValueError, match=r"^x: of shape"):
             measure(model, x[:, 1:], y)
-        with pytest.raises(ValueError, match=r"^model: outputs must be finite"):
+        with pytest.raises(ValueError, match=r"^x: must be finite"):
             measure(model, x * math.nan, y)
+    with pytest.raises(ValueError, match=r"^model: must have parameters"):
+        measure(nn.Identity(), x, y)
     with pytest.raises(TypeError, match=r"^model: must be a torch.nn.Module or a sequence"):
         measure(len, x, y)
 
@@ -403,7 +429,7 @@ def test_other_bad_arguments_are_named():
         pac_bayes_kl_at(w, x, y, generator(), least=0.1, most=0.1)
     with pytest.raises(ValueError, match=r"^alpha: must be > 0 for every network"):
         pac_bayes_kl(stacked(w, w), torch.tensor([0.1, 0.0]))
-    with pytest.raises(ValueError, match=r"^model: 'weights\[0\]' must be finite"):
+    with pytest.raises(ValueError, match=r"^model: 'weights\[0\]': must be finite"):
         pac_bayes_kl([math.nan * w[0], w[1]], 0.1)
     with pytest.raises(TypeError, match=r"^model: must be"):
         pac_bayes_kl(None, 0.1)

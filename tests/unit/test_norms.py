@@ -94,7 +94,7 @@ def test_weights_that_are_not_finite_are_named(measure, name, value):
     if name == "1.running_var" and value == INF and measure is MEASURES[0]:
         assert measure(net).isfinite()  # a unit of variance infinity is 0
         return
-    with pytest.raises(ValueError, match=rf"^model: '{name}' must be finite"):
+    with pytest.raises(ValueError, match=rf"^model: '{name}': must be finite"):
         measure(net)
 
 
@@ -102,7 +102,7 @@ def test_weights_that_are_not_finite_are_named(measure, name, value):
 def test_matrices_that_are_not_finite_are_named(measure):
     w = gaussian_weights((3, 4, 2), generator())
     w[1][0, 1] = math.nan
-    with pytest.raises(ValueError, match=r"^model: 'weights\[1\]' must be finite"):
+    with pytest.raises(ValueError, match=r"^model: 'weights\[1\]': must be finite"):
         measure(w)
 
 
@@ -263,10 +263,11 @@ def test_group_norm_against_its_definition():
     ],
 )
 def test_mutants_of_the_group_norm_are_caught(right, wrong):
-    source = inspect.getsource(group_norm)
+    source = inspect.getsource(norms_module.group_product)
     assert source.count(right) == 1
     namespace = dict(vars(norms_module))
     exec(source.replace(right, wrong), namespace)
+    exec(inspect.getsource(group_norm), namespace)
     with pytest.raises((AssertionError, IndexError)):
         check_group_norm(namespace["group_norm"])
 
@@ -410,39 +411,51 @@ def test_symmetric_filters_of_large_images(kernel):
     assert spectral_product(net, input_shape=(1, 40, 40)).item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_pooling_and_batch_norm():
-    """Average pooling of k units has norm k^(-1/2), disjoint max pooling 1; batch norms scale."""
+def test_pooling_does_not_count_and_batch_norms_do():
     eye = nn.Conv2d(2, 2, 1, bias=False).double()
     eye.weight.data.copy_(torch.eye(2)[:, :, None, None])
 
     def norm(*parts, shape=(2, 8, 8)):
         return spectral_product(nn.Sequential(eye, *parts).double(), input_shape=shape).item()
 
-    assert norm() == pytest.approx(1, rel=1e-12)
-    assert norm(nn.AvgPool2d(2)) == pytest.approx(1 / 2, rel=1e-12)
-    assert norm(nn.AdaptiveAvgPool2d(1)) == pytest.approx(1 / 8, rel=1e-12)
-    assert norm(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 1)) > 0
-    overlapping = nn.AvgPool2d(3, stride=1, padding=1)
-    expected = torch.linalg.matrix_norm(dense(overlapping, (2, 8, 8)), 2).item()
-    assert norm(overlapping) == pytest.approx(expected, rel=1e-12)
-    disjoint = [
-        nn.MaxPool2d(2),
-        nn.MaxPool2d((2, 2), stride=2),
-        nn.MaxPool2d(2, stride=3, padding=1),
-        nn.MaxPool2d((1, 2), stride=(1, 2), dilation=(3, 1)),
-        nn.AdaptiveMaxPool2d(4),
-        nn.AdaptiveMaxPool2d(1),
-    ]
-    assert [norm(part) for part in disjoint] == pytest.approx([1] * len(disjoint))
-    for part in (nn.MaxPool2d(3, stride=2), nn.MaxPool2d(2, stride=2, dilation=2), nn.AdaptiveMaxPool2d(3)):
-        with pytest.raises(
-            TypeError, match=rf"unsupported layer {type(part).__name__} \(at '1'\): its windows overlap"
-        ):
-            norm(part)
+    for pool in (
+        nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(3, stride=1, padding=1), nn.MaxPool2d(2),
+        nn.MaxPool2d(3, stride=2), nn.AdaptiveMaxPool2d(3),
+    ):  # fmt: skip
+        assert norm(pool) == pytest.approx(1, rel=1e-12)
+        # What comes behind has the inputs that it leaves.
+        last = nn.Conv2d(2, 1, 2, padding=1).double()
+        shape = pool(torch.zeros(1, 2, 8, 8)).shape[1:]
+        assert norm(pool, last) == pytest.approx(spectral_product(last, input_shape=shape).item(), rel=1e-12)
     bn = nn.BatchNorm2d(2)
     bn.weight.data.copy_(torch.tensor([-3.0, 1.0]))
     assert norm(bn) == pytest.approx(3, rel=1e-4)
     assert norm(nn.MaxPool2d(2), bn) == pytest.approx(3, rel=1e-4)
+    # Without convolutions, no shape is needed.
+    pooled = nn.Sequential(nn.MaxPool1d(2), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    expected = math.prod(torch.linalg.matrix_norm(w, 2).item() for w in (pooled[1].weight, pooled[3].weight))
+    assert spectral_product(pooled).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_layers_that_do_not_fit_are_the_fault_of_the_model():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(5, 2))
+    for measure in (path_norm, frobenius_product, spectral_product):
+        with pytest.raises(ValueError, match=r"^model: layer '2' \(Linear\) cannot take the units of shape \(4,\)"):
+            measure(net)
+
+
+@pytest.mark.parametrize("made_there", [False, True])
+def test_inference_mode_does_not_matter(made_there):
+    def made():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 33 * 33, 2)).double()
+
+    given = made()
+    expected = [spectral_product(given, input_shape=(1, 33, 33)), path_norm(given, input_shape=(1, 33, 33)).detach()]
+    with torch.inference_mode():
+        given = made() if made_there else given
+        found = [measure(given, input_shape=(1, 33, 33)) for measure in (spectral_product, path_norm)]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
 def test_spectral_product_of_a_whole_network_bounds_its_slope():
@@ -454,7 +467,6 @@ def test_spectral_product_of_a_whole_network_bounds_its_slope():
     expected = (
         torch.linalg.matrix_norm(dense(folded, (2, 8, 8)), 2)
         * torch.linalg.matrix_norm(dense(net[4], (4, 4, 4)), 2)
-        * torch.linalg.matrix_norm(dense(net[6], (6, 3, 3)), 2)
         * torch.linalg.matrix_norm(net[9].weight.detach(), 2)
     )
     value = spectral_product(net, input_shape=(2, 8, 8))

@@ -359,6 +359,81 @@ def test_the_first_step_refuses_scales_that_are_not_finite():
         optimiser.step()
 
 
+def deep(value, layers=20, dtype=torch.float32):
+    model = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(layers)])
+    for w in model.parameters():
+        nn.init.constant_(w, value)
+    return model.to(dtype)
+
+
+def gradients(model):
+    """Give all weights a small gradient, as deep networks of small weights have."""
+    for w in model.parameters():
+        w.grad = torch.full_like(w, 1e-25)
+
+
+@pytest.mark.parametrize("value", [0.05, 0.1])  # κ is 0, or subnormal
+@pytest.mark.parametrize("every", [1, 3])
+def test_scales_that_underflow_are_told_once(value, every):
+    model = deep(value)
+    kappa = path_scales(model)["0.weight"]
+    assert kappa < torch.finfo(torch.float32).tiny
+    assert (kappa == 0) == (value == 0.05)
+    optimiser = PathSGD(model, 1e-45, every=every)
+    before = copy.deepcopy(model)
+    gradients(model)
+    with pytest.warns(RuntimeWarning, match=r"^sums over paths underflow float32: .* use float64") as caught:
+        optimiser.step()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    if value == 0.05:
+        assert all(torch.equal(*pair) for pair in zip(model.parameters(), before.parameters(), strict=True))
+    # Not once more, by a copy neither.
+    copy.deepcopy(optimiser).step()
+    optimiser.step()
+    double = deep(value, dtype=torch.float64)
+    gradients(double)
+    before = copy.deepcopy(double)
+    PathSGD(double, 1e-12 * value**38 / 1e-25).step()
+    for w, start in zip(double.parameters(), before.parameters(), strict=True):
+        assert (start - w).item() == pytest.approx(1e-12, rel=1e-3)
+
+
+def test_no_path_is_no_underflow():
+    for damping in (0.0, 0.1):
+        model = mlp(True)
+        with torch.no_grad():
+            model[2].weight[:, 3] = 0
+            model[2].weight[5] = 0
+            model[2].bias[5] = 0
+        assert (path_scales(model)["0.weight"] == 0).any()
+        train(model, PathSGD(model, 0.01, momentum=0.5, damping=damping), 5)
+
+
+def test_no_path_through_max_pooling_is_no_underflow():
+    net = filled(
+        nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3))
+    )
+    optimiser = PathSGD(net, 0.1, input_shape=(1, 2, 2))
+    gradients(net)
+    optimiser.step()  # warnings are errors
+
+
+def test_construction_in_inference_mode():
+    for make in (lambda: mlp(True), conv_net):
+        models = make(), make()
+        first = PathSGD(models[0], 0.01, input_shape=None if len(models[0]) < 8 else (1, 8, 8))
+        with torch.inference_mode():
+            second = PathSGD(models[1], 0.01, input_shape=None if len(models[0]) < 8 else (1, 8, 8))
+        assert torch.equal(train(models[0], first, 2), train(models[1], second, 2))
+
+
+def test_weights_that_are_not_finite_are_named():
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"^model: '0\.weight': must be finite"):
+            PathSGD(deep(bad), 0.1)
+
+
 # Manners
 
 

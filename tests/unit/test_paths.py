@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
-from implicitreg.measures import path_norm
+from implicitreg.measures import capacities, group_norm, path_norm, spectral_product
 from implicitreg.nets import (
     ReLURecurrent,
     gaussian_weights,
@@ -409,7 +409,7 @@ def test_input_shapes_are_checked(function):
     # A flattening is missing.
     with pytest.raises(ValueError, match=r"^input_shape: layer '1' \(Linear\)"):
         function(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(2, 2)), input_shape=(1, 4, 4))
-    with pytest.raises(ValueError, match=r"^input_shape: layer '1' \(Linear\) .* \(4,\)"):
+    with pytest.raises(ValueError, match=r"^model: layer '1' \(Linear\) .* \(4,\)"):
         function(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)))
     with pytest.raises(ValueError, match=r"^input_shape: layer '1' \(AvgPool2d\)"):
         function(nn.Sequential(nn.Conv2d(1, 1, 3), nn.AvgPool2d(3)), input_shape=(1, 4, 4))
@@ -426,11 +426,21 @@ def test_other_refusals(function):
         function(nn.Sequential(nn.ReLU()))
     with pytest.raises(TypeError, match=r"weight: must have dtype float32 or float64, got bfloat16"):
         function(nn.Sequential(nn.Linear(3, 2).bfloat16()))
-    for bad in (torch.ones(2, 2), [], "net", None):
+    for bad in (torch.ones(2, 2), "net", None):
         with pytest.raises(TypeError, match=r"^model: must be a torch\.nn\.Module or a sequence of weight matrices"):
             function(bad)
+    with pytest.raises(ValueError, match=r"^model: must hold at least one weight matrix"):
+        function([])
     with pytest.raises(TypeError, match=r"^weights\[0\]: must be a torch\.Tensor"):
         function([[[1.0]]])
+    mixed = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2).double())
+    with pytest.raises(ValueError, match=r"^model: must have weights of one dtype, got float32 \(at '0'\), float64"):
+        function(mixed)
+    with pytest.raises(TypeError, match=r"^model: unsupported layer LazyLinear \(at '0'\)"):
+        function(nn.Sequential(nn.LazyLinear(3)))
+    pool = nn.Sequential(nn.Conv1d(1, 1, 1), nn.MaxPool1d(2, return_indices=True))
+    with pytest.raises(TypeError, match=r"^model: return_indices=True of '1' is not supported"):
+        function(pool, input_shape=(1, 4))
     for bad in (
         [torch.ones(2)],
         [torch.ones(0, 2)],
@@ -452,6 +462,52 @@ def test_parametrised_layers_are_what_they_compute():
     torch.testing.assert_close(path_sum(net).detach(), path_sum(plain))
     with pytest.raises(TypeError, match=r"^model: a parametrised layer has other weights than its parameters"):
         path_scales(net)
+
+
+def iterated():
+    """Return a network with a spectral norm far from converged, in training mode."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(3, 4)), nn.ReLU(), parametrizations.weight_norm(nn.Linear(4, 2))
+    ).double()
+    nn.init.normal_(net[0].parametrizations.weight.original)
+    return net
+
+
+MEASURES = [
+    path_sum,
+    log_path_sum,
+    path_norm,
+    lambda net: group_norm(net, 1, 2),
+    spectral_product,
+    lambda net: capacities(net, torch.eye(3).double(), torch.zeros(3, dtype=torch.int64)).l2_path,
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.filterwarnings("ignore:the margin")
+def test_reading_a_spectral_norm_does_not_iterate_it(measure):
+    net = iterated()
+    before = copy.deepcopy(net.state_dict())
+    expected = measure(copy.deepcopy(net).eval())
+    for _ in range(3):
+        torch.testing.assert_close(measure(net), expected, rtol=1e-12, atol=0)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(part.training for part in net.modules())
+    # Reading it in training mode does.
+    assert not torch.equal(net[0].weight, net[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("measure", MEASURES[:-1])
+def test_weights_that_hooks_compute_are_refused(measure):
+    pruned = prune.random_unstructured(nn.Linear(3, 4), "weight", 0.5)
+    without = prune.random_unstructured(nn.Linear(3, 4), "bias", 0.5)
+    for layer, key in ((pruned, "weight"), (nn.utils.weight_norm(nn.Linear(3, 4)), "weight"), (without, "bias")):
+        with pytest.raises(TypeError, match=rf"^model: {key} of '1' \(Linear\) is no parameter and may be out of date"):
+            measure(nn.Sequential(nn.Linear(3, 3), layer))
+    prune.remove(pruned, "weight")
+    assert measure(pruned).isfinite()
 
 
 # Scales of the weights
@@ -618,9 +674,9 @@ def test_path_norms_refuse_weights_that_are_not_finite(bad):
         net[2].weight[0, 0] = bad
     weights[1][0, 0] = bad
     for log in (False, True):
-        with pytest.raises(ValueError, match=r"^model: '2\.weight' must be finite, got NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^model: '2\.weight': must be finite, got NaN or infinity"):
             path_norm(net, log=log)
-        with pytest.raises(ValueError, match=r"^model: 'weights\[1\]' must be finite"):
+        with pytest.raises(ValueError, match=r"^model: 'weights\[1\]': must be finite"):
             path_norm(weights, log=log)
 
 

@@ -82,6 +82,8 @@ def test_outputs_of_many_networks():
 def test_a_module_is_one_network():
     with pytest.raises(ValueError, match=r"^weights: a module is one network"):
         perceptron([torch.ones(2, 3, 4)])
+    with pytest.raises(TypeError, match=r"^weights: must be a sequence of weight matrices, got Linear"):
+        perceptron(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"^weights\[1\]: "):
         perceptron([torch.ones(3, 4), torch.ones(2, 2)])
 
@@ -204,6 +206,12 @@ NETS = {
         (nn.Linear(4, 6), relu(), nn.BatchNorm1d(6), nn.Linear(6, 5), relu(), nn.Linear(5, 2)),
     ),
     "batch norm first": ((2, 4), (nn.BatchNorm1d(2), nn.Conv1d(2, 3, 2), relu(), nn.Flatten(), nn.Linear(9, 2))),
+    "partly flattened": ((1, 6, 6), (nn.Conv2d(1, 3, 3), relu(), nn.Flatten(2), nn.Conv1d(3, 2, 4, 4))),
+    "flattened by number": ((1, 3, 3), (nn.Conv2d(1, 3, 2), relu(), nn.Flatten(1, 3), nn.Linear(12, 2))),
+    "batch norm after flattening": (
+        (1, 3, 3),
+        (nn.Conv2d(1, 3, 2), relu(), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 4), relu(), nn.Linear(4, 2)),
+    ),
     "nested": ((5,), (nn.Sequential(nn.Linear(5, 7), relu()), nn.Sequential(nn.Sequential(nn.Linear(7, 2))))),
 }
 
@@ -247,13 +255,31 @@ def test_what_cannot_be_rescaled_is_refused():
     for net, words in (
         (nn.Sequential(layer, relu(), layer), "used twice"),
         (nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), relu(), nn.Linear(3, 2)), "no parameter"),
-        (nn.Sequential(nn.Linear(3, 4), relu(), nn.MaxPool1d(2), nn.Linear(2, 2)), "MaxPool1d pools different units"),
+        (
+            nn.Sequential(nn.Linear(3, 4), relu(), nn.MaxPool1d(2), nn.Linear(2, 2)),
+            "MaxPool1d .* pools different units",
+        ),
         (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), relu(), nn.Linear(4, 2)), "affine=False"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), "unsupported layer Tanh"),
     ):
         with pytest.raises(TypeError, match=rf"^model: .*{words}"):
             rescale_nodes(net, generator())
-    with pytest.raises(ValueError, match=r"^model: Linear with 5 inputs does not follow 4 units"):
+    conv, channels = nn.Conv2d(1, 4, 3), "takes in channels that no Flatten"
+    for parts, words in (
+        ((conv, relu(), nn.Linear(4, 2)), channels),
+        ((conv, relu(), nn.MaxPool2d(2), nn.Linear(4, 2)), channels),
+        ((conv, relu(), nn.Flatten(2), nn.Linear(16, 2)), channels),
+        ((conv, relu(), nn.Flatten(1, 2), nn.Linear(4, 2)), channels),
+        ((conv, relu(), nn.Flatten(0, -1), nn.Linear(16, 2)), channels),
+        ((nn.BatchNorm2d(4), nn.Linear(4, 2)), channels),
+        ((nn.BatchNorm1d(2), nn.Linear(4, 2)), channels),
+        ((nn.Linear(3, 4), relu(), nn.Flatten(), nn.Linear(8, 2)), "takes in units of several positions"),
+        ((nn.Linear(3, 4), relu(), nn.Conv1d(4, 2, 1)), "takes in units that are not its channels"),
+        ((nn.Linear(3, 4), relu(), nn.BatchNorm1d(2), nn.Linear(4, 2)), "normalises other units"),
+    ):
+        with pytest.raises(TypeError, match=rf"^model: \w+ \(at '\d'\) {words}"):
+            rescale_nodes(nn.Sequential(*parts), generator())
+    with pytest.raises(ValueError, match=r"^model: layer '2' \(Linear\) cannot take the units of shape \(4,\)"):
         rescale_nodes(nn.Sequential(nn.Linear(3, 4), relu(), nn.Linear(5, 2)), generator())
     for scale in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"^scale: must be a finite number > 0"):

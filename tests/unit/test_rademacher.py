@@ -229,7 +229,7 @@ def test_bound_holds_for_linear_functions(p):
         (lambda: two_layer_rademacher(torch.ones(4, 2), 2, 2, 0), ValueError, "hidden: must be an integer >= 1"),
         (lambda: two_layer_rademacher(torch.ones(4, 2), 2, 2, 1, -1.0), ValueError, "norm: must be a finite number"),
         (lambda: width_exponent(2, math.nan), ValueError, "q: must be a number >= 1"),
-        (lambda: norm_ball_bound(torch.ones(4, 2), INF, 2, 1, 1), ValueError, "p: must be finite"),
+        (lambda: norm_ball_bound(torch.ones(4, 2), INF, 2, 1, 1), ValueError, "p: must be a finite number >= 1"),
         (lambda: norm_ball_bound(torch.ones(4, 2), 2, 2, 1, 0), ValueError, "depth: must be an integer >= 1"),
     ],
 )

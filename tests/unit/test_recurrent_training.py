@@ -101,11 +101,36 @@ def test_members_may_share_their_data_and_starts_are_kept():
     assert all(torch.equal(a, b) for a, b in zip(w, before, strict=True))
 
 
+def test_a_coarse_gradient_keeps_rounding_errors_from_growing():
+    w = start(h=16)
+    w[1] = torch.eye(16, dtype=torch.float64).expand(3, 16, 16)
+    x, y = addition_problem(50, 20, generator(99))
+    grown = []
+    for resolution in (0.0, 2.0**-18):
+        ends = []
+        for first in (w[0], w[0] * (1 + 1e-15)):
+            members = [generator(s) for s in (1, 2, 3)]
+
+            def draw(n, members=members):
+                pairs = [addition_problem(n, 20, g) for g in members]
+                return tuple(torch.stack(part) for part in zip(*pairs, strict=True))
+
+            trained = train_recurrent(
+                [first, *w[1:]], draw, x, y, lr=0.01, updates=250, batch=8, momentum=0.9, clip=1.0,
+                resolution=resolution,
+            )  # fmt: skip
+            ends.append(trained.error[:, -1])
+        grown.append((ends[0] / ends[1] - 1).abs().max())
+    assert grown[0] > 1e-6
+    assert grown[1] < 1e-11
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"resolution": -1.0}, "resolution"),
         ({"lr": 0.0}, "lr: must be a finite number > 0"),
-        ({"lr": torch.ones(2)}, "lr: must be a finite number > 0, or 3 of them"),
+        ({"lr": torch.ones(2)}, "lr: must be a number or have shape"),
         ({"updates": 0}, "updates: must be an integer >= 1"),
         ({"batch": 0}, "batch"),
         ({"momentum": 1}, "momentum: must be a number >= 0 and < 1"),

@@ -117,7 +117,14 @@ def test_float32_stays_float32_and_weights_are_copies():
         (lambda: deepened([torch.ones(2, 3)], 4), ValueError, "weights: must have a single output, got 2"),
         (lambda: deepened([torch.ones(1, 3)], 0), ValueError, "width: must be an integer >= 1"),
         (lambda: deepened([torch.ones(1, 3)], 2, -1), ValueError, "layers: must be an integer >= 0"),
-        (lambda: deepened([], 2), TypeError, "sequence of weight matrices"),
+        (lambda: deepened([], 2), ValueError, "weights: must hold at least one weight matrix"),
+        (
+            lambda: deepened(torch.nn.Linear(2, 1), 2),
+            TypeError,
+            "^weights: must be a sequence of weight matrices, got Li",
+        ),
+        (lambda: side_by_side([], []), ValueError, "first: must hold at least one weight matrix"),
+        (lambda: side_by_side([torch.ones(1, 3)], [torch.ones(3)]), ValueError, r"second\[0\]: must have shape"),
         (lambda: side_by_side([torch.ones(1, 3)], [torch.ones(1, 2)]), ValueError, "second: must have the depth"),
         (
             lambda: side_by_side([torch.ones(1, 3)], [torch.ones(2, 3), torch.ones(1, 2)]),

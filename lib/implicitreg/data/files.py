@@ -6,7 +6,8 @@ A file is read once, into memory; its SHA-256 is checked on those very bytes, ev
 import hashlib
 import io
 import os
-import tempfile
+import secrets
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def read(file: DataFile) -> bytes:
     ------
     DataError
         What is found is another file or cannot be read; or nothing is found, and no address gives the file.
+
+    Warns
+    -----
+    RuntimeWarning
+        The file was downloaded, but cannot be written into the cache.
     """
     import pooch
 
@@ -169,10 +175,12 @@ def _fetch(url: str, buffer: io.BytesIO, file: DataFile) -> None:
 def _reason(error: Exception, received: int) -> str:
     """Return in a few words why a download failed."""
     import requests
+    from urllib3.exceptions import ProtocolError
 
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"{error.response.status_code} {error.response.reason}"
-    if received:
+    # Of a line that is cut before the first byte, the inner error tells.
+    if received or any(isinstance(cause, ProtocolError | ConnectionResetError) for cause in (error, *error.args)):
         return f"the line was cut after {received:,} bytes"
     if isinstance(error, requests.Timeout):
         return "no answer in time"
@@ -182,16 +190,20 @@ def _reason(error: Exception, received: int) -> str:
 
 
 def _keep(file: DataFile, raw: bytes, path: Path) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file as a whole or not at all; warn where it cannot be written."""
+    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with part.open("xb") as stream:
                 stream.write(raw)
             os.replace(part, path)
         except BaseException:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise file.error(f"was downloaded but cannot be kept: {error.strerror}", path.parent) from None
+        warnings.warn(
+            f"{file.name}: was downloaded but cannot be kept in {path.parent}: {error.strerror}",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -1,7 +1,6 @@
 """Labels that are not those of the data: random, noisy, or a teacher's."""
 
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +76,10 @@ def noisy_labels(labels: Tensor, classes: int, share: float, generator: torch.Ge
     True
     """
     checks.class_labels(labels, classes, "labels")
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
-        raise ValueError(f"share: must be a number from 0 to 1, got {share!r}")
+    share = checks.share(share, "share")
     checks.random(generator, "generator")
     n = len(labels)
-    chosen = torch.randperm(n, generator=generator)[: round(float(share) * n)]
+    chosen = torch.randperm(n, generator=generator)[: round(share * n)]
     noisy = labels.clone()
     drawn = torch.randint(classes, (len(chosen),), generator=generator)
     noisy[chosen.to(labels.device)] = drawn.to(labels.device)

@@ -6,7 +6,7 @@ from implicitreg.dynamics.descent import Descent, gradient_descent
 from implicitreg.dynamics.ensemble import Trained, train_networks
 from implicitreg.dynamics.flow import Flow, balanced_flow
 from implicitreg.dynamics.group_rmsprop import Training, group_rmsprop
-from implicitreg.dynamics.losses import truncated_cross_entropy, truncated_exponential
+from implicitreg.dynamics.losses import cross_entropy, truncated_cross_entropy, truncated_exponential
 from implicitreg.dynamics.path_sgd import PathSGD
 from implicitreg.dynamics.recurrent import TrainedRecurrent, train_recurrent
 
@@ -19,6 +19,7 @@ __all__ = [
     "TrainedRecurrent",
     "Training",
     "balanced_flow",
+    "cross_entropy",
     "data_path_scales",
     "gradient_descent",
     "group_rmsprop",

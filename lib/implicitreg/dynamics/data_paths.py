@@ -1,34 +1,36 @@
 """Scales of the weights in the geometry of the path norm, with or without the data: what Path-SGD divides by."""
 
 from collections.abc import Sequence
-from numbers import Real
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from implicitreg import checks
 from implicitreg.nets import layers as ly
 
-RULES = ("recursion", "mix")
+Rule = Literal["recursion", "mix"]
 
 
-def data_share(alpha: float, rule: str) -> float:
-    """Return ``alpha`` as a float if it and the rule are allowed together.
+def data_share(alpha: float, rule: Rule | None) -> tuple[float, Rule]:
+    """Return ``alpha`` as a float and the rule, if they are allowed together.
 
     Raises
     ------
     ValueError
         ``alpha`` is no number in [0, 1], ``rule`` is unknown, or the recursion is asked for at ``alpha=1``.
     """
-    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: must be a number from 0 to 1, got {alpha!r}")
-    if rule not in RULES:
+    alpha = checks.share(alpha, "alpha")
+    if rule is None:
+        return alpha, "recursion" if alpha < 1 else "mix"
+    if rule not in ("recursion", "mix"):
         raise ValueError(f"rule: must be 'recursion' or 'mix', got {rule!r}")
     if alpha == 1 and rule == "recursion":
         raise ValueError(
             "alpha: the recursion degenerates at 1, where every scale below the last layer is 0; use rule='mix', "
             "which is the diagonal Fisher information there"
         )
-    return float(alpha)
+    return alpha, rule
 
 
 def path_factors(
@@ -88,7 +90,7 @@ def path_factors(
     >>> path_factors(w)
     [(tensor([4., 1.]), tensor([1., 1.])), (tensor([1.]), tensor([5., 9.]))]
     """
-    alpha = data_share(alpha, "recursion")
+    alpha, _ = data_share(alpha, "recursion")
     if alpha and (hidden is None or len(hidden) != len(weights)):
         raise ValueError("hidden: must hold what each of the layers takes in where alpha > 0")
     if alpha and p != 2:
@@ -186,7 +188,7 @@ def data_path_scales(
     weights: Sequence[Tensor],
     hidden: Sequence[Tensor],
     alpha: float,
-    rule: str = "recursion",
+    rule: Rule | None = None,
     *,
     biases: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
@@ -205,7 +207,7 @@ def data_path_scales(
     alpha
         Share of the data: in [0, 1) for the recursion, in [0, 1] for the mix.
     rule
-        ``"recursion"`` or ``"mix"``.
+        ``"recursion"`` or ``"mix"``; None for the recursion, and at :math:`\alpha = 1`, where it degenerates, the mix.
     biases
         One of shape ``(..., h_i)``, or None, for every layer; without biases when omitted. Only the weights'
         scales are returned.
@@ -228,7 +230,7 @@ def data_path_scales(
     >>> data_path_scales(w, hidden, 0.0)[1], data_path_scales(w, hidden, 0.5)[1]
     (tensor([[5., 9.]]), tensor([[1.5000, 9.0000]]))
     """
-    alpha = data_share(alpha, rule)
+    alpha, rule = data_share(alpha, rule)
     if len(hidden) != len(weights):
         raise ValueError(f"hidden: must hold what each of the {len(weights)} layers takes in, got {len(hidden)}")
     if rule == "recursion" or not alpha:

@@ -1,10 +1,10 @@
 """Descent in the geometry of data-dependent paths: between Path-SGD and the diagonal natural gradient."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from implicitreg.dynamics.data_paths import data_share, fisher_scales, path_factors
+from implicitreg.dynamics.data_paths import Rule, data_share, fisher_scales, path_factors
 from implicitreg.dynamics.path_sgd import LastInput, PathOptimizer, Scale, linear_scales
 from implicitreg.nets import layers as ly
 
@@ -40,16 +40,17 @@ class DDPSGD(PathOptimizer):
     momentum
         μ in [0, 1).
     rule
-        ``"recursion"``, believed to be the published rule, or ``"mix"``.
+        ``"recursion"``, believed to be the published rule, or ``"mix"``. By default the recursion, and at α = 1, where
+        it degenerates (every κ below the last layer is 0), the mix.
     every, damping, clip
-        As for `PathSGD`. The recursion at α = 1 is degenerate: every κ below the last layer is 0.
+        As for `PathSGD`.
 
     Raises
     ------
     TypeError
         ``model`` is no module, or holds another layer.
     ValueError
-        Another argument is out of range; at `step`, no forward pass was seen.
+        A weight is not finite, or another argument is out of range; at `step`, no forward pass was seen.
 
     Notes
     -----
@@ -67,7 +68,7 @@ class DDPSGD(PathOptimizer):
     --------
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
-    >>> optimiser = DDPSGD(model, lr=1.0, alpha=1.0, rule="mix")
+    >>> optimiser = DDPSGD(model, lr=1.0, alpha=1.0)
     >>> model(torch.tensor([[2.0, 0.0]])).sum().backward()
     >>> before = model[0].weight.detach().clone()
     >>> optimiser.step(), model[0].weight.data - before  # gradient (2, 0) over the second moments (4, 0)
@@ -83,16 +84,18 @@ class DDPSGD(PathOptimizer):
         alpha: float,
         *,
         momentum: float = 0.0,
-        rule: Literal["recursion", "mix"] = "recursion",
+        rule: Rule | None = None,
         every: int = 1,
         damping: float = 0.0,
         clip: float | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}")
-        self._alpha, self._rule = data_share(alpha, rule), rule
+        self._alpha, self._rule = data_share(alpha, rule)
         _alternating(model)
         super().__init__(model, lr, momentum, every, damping, clip)
+        # A unit that is dead for the data of the scales may be alive for those of the gradient.
+        self._zeros = self._alpha == 1
         self._seen = LastInput(model, training=True) if self._alpha else None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -140,10 +143,12 @@ def _alternating(model: nn.Module) -> tuple[list[Tensor], list[Tensor | None]]:
                 f"model: unsupported layer {type(module).__name__} (at {name!r}); supported are Linear and ReLU, "
                 "after a Flatten or not"
             )
+        if any(key not in module._parameters for key in ("weight", "bias") if isinstance(module, nn.Linear)):
+            raise TypeError("model: a parametrised layer has other weights than its parameters")
     linear = [m for _, m in found if isinstance(m, nn.Linear)]
     if [m for _, m in found][::2] != linear or len(found) % 2 == 0:
         raise TypeError("model: must be Linear layers with one ReLU between any two, none at the end")
     weights: list[Tensor] = [m.weight for m in linear]
     if len(set(weights)) < len(weights):
-        raise TypeError("model: a layer that is used twice shares its weights")
+        raise TypeError(ly.SHARED)
     return weights, [m.bias for m in linear]

@@ -133,15 +133,15 @@ def train_networks(
     >>> result.reached.tolist(), (outputs(result.weights, x).argmax(-1) == y).all().item()
     ([True, True], True)
     """
-    weights = matrices(weights)
+    weights = matrices(weights, "weights")
     m = weights[0].shape[0]
     if any(w.ndim != 3 or w.shape[0] != m for w in weights):
         raise ValueError(f"weights: must have shapes (m, h, h'), got {[tuple(w.shape) for w in weights]}")
     for i, w in enumerate(weights):
         checks.matrices(w, f"weights[{i}]")
     x, y = _data(x, y, weights)
-    rates = _each(lr, "lr", m, weights[0])
-    decays = _each(weight_decay, "weight_decay", m, weights[0], zero=True)
+    rates = checks.per_member(lr, "lr", weights[0])
+    decays = checks.per_member(weight_decay, "weight_decay", weights[0], zero=True)
     epochs, batch = checks.integer(epochs, "epochs", 1), checks.integer(batch, "batch", 1)
     schedule = momentum if isinstance(momentum, tuple) else (momentum, 0.0, momentum)
     if (
@@ -153,15 +153,14 @@ def train_networks(
             "momentum: must be in [0, 1), or (first, step, most) with first <= most < 1 and step >= 0, "
             f"got {momentum!r}"
         )
-    if not 0 < decay <= 1:
+    if not 0 < checks.number(decay) <= 1:
         raise ValueError(f"decay: must be in (0, 1], got {decay!r}")
-    if not stop >= 0:
-        raise ValueError(f"stop: must be >= 0, got {stop!r}")
+    checks.at_least(stop, "stop", 0, infinite=True)
     if loss not in LOSSES:
         raise ValueError(f"loss: must be one of {', '.join(LOSSES)}, got {loss!r}")
     if method not in METHODS:
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
-    if not (0 <= alpha < 1 and (alpha == 0 or method == "ddp-sgd")):
+    if not (0 <= checks.number(alpha) < 1 and (alpha == 0 or method == "ddp-sgd")):
         raise ValueError(f"alpha: must be in [0, 1), and 0 where the method is not 'ddp-sgd', got {alpha!r}")
     if len(shuffles) != m:
         raise ValueError(f"shuffles: must hold one generator for each of {m} members, got {len(shuffles)}")
@@ -199,19 +198,6 @@ def _data(x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tens
     if y.ndim == 2 and y.shape[0] != m:
         raise ValueError(f"y: must have shape ({x.shape[-2]},) or ({m}, {x.shape[-2]}), got {tuple(y.shape)}")
     return (x if x.ndim == 3 else x[None]), (y if y.ndim == 2 else y[None])
-
-
-def _each(value: float | Tensor, name: str, m: int, like: Tensor, *, zero: bool = False) -> Tensor:
-    """Return one number for each member, > 0 or, where ``zero``, >= 0."""
-    if isinstance(value, Tensor):
-        if value.shape != (m,):
-            raise ValueError(f"{name}: must be a number or have shape ({m},), got {tuple(value.shape)}")
-        result = value.to(like)
-    else:
-        result = like.new_full((m,), 0.0 if zero and value == 0 else checks.positive(value, name))
-    if not (torch.isfinite(result) & (result >= 0 if zero else result > 0)).all():
-        raise ValueError(f"{name}: must be finite and {'>= 0' if zero else '> 0'} for every member")
-    return result
 
 
 def _train(

@@ -16,6 +16,18 @@ FLOOR = -13.0
 _HEIGHT = math.exp(KNEE)
 
 
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each sample, ``(..., n)``, from scores ``(..., n, k)`` and classes ``(..., n)``.
+
+    Examples
+    --------
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.6931])
+    """
+    index = labels.expand(scores.shape[:-1])[..., None]
+    return -torch.log_softmax(scores, -1).gather(-1, index).squeeze(-1)
+
+
 def truncated_exponential(z: Tensor) -> Tensor:
     r"""Return f(z): :math:`e^z` for :math:`z \ge -11`, else :math:`e^{-11} [z + 13]_+^2 / 4`.
 

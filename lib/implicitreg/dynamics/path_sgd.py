@@ -2,9 +2,9 @@
 
 import copy
 import math
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -68,7 +68,7 @@ class PathOptimizer(torch.optim.Optimizer):
     """
 
     # What `Optimizer.__getstate__` leaves out.
-    _kept: tuple[str, ...] = ("_model", "_every", "_clip")
+    _kept: tuple[str, ...] = ("_model", "_every", "_clip", "_zeros", "_warned")
 
     def __init__(
         self, model: nn.Module, lr: float, momentum: float, every: int, damping: float, clip: float | None
@@ -76,10 +76,14 @@ class PathOptimizer(torch.optim.Optimizer):
         self._model = model
         self._every = checks.integer(every, "every", 1)
         self._clip = None if clip is None else checks.positive(clip, "clip")
+        # Whether a scale may be 0 where the gradient is not: of a weight whose paths max pooling leaves out.
+        self._zeros = any(kind == ly.MAXIMUM for _, _, kind in _modules(model))
+        self._warned = False
+        ly.finite(model)
         defaults = {
             "lr": checks.positive(lr, "lr"),
             "momentum": checks.fraction(momentum, "momentum"),
-            "damping": _damping(damping),
+            "damping": checks.at_least(damping, "damping", 0),
         }
         super().__init__(model.parameters(), defaults)
 
@@ -121,6 +125,12 @@ class PathOptimizer(torch.optim.Optimizer):
         ------
         ValueError
             At the first step, a scale that is not finite: sums over paths overflow the dtype, or weights do.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once: sums over paths underflow the dtype, so that weights with a gradient have κ = 0, and stay, or a κ
+            that has lost its digits.
         """
         loss = None
         if closure is not None:
@@ -136,10 +146,12 @@ class PathOptimizer(torch.optim.Optimizer):
             return
         due = {p for p, _ in moving if self.state[p].get("step", 0) % self._every == 0}
         scales = self._scales() if due else {}
+        current = [scales[p] if p in due else self.state[p]["scale"] for p, _ in moving]
+        least = torch.stack([factor.amin().to(moving[0][0]) for scale in current for factor in scale])
+        small = not bool(least.amin() >= torch.finfo(least.dtype).tiny)
         updates = []
-        for p, group in moving:
+        for (p, group), scale in zip(moving, current, strict=True):
             state = self.state[p]
-            scale = scales[p] if p in due else state["scale"]
             if "step" not in state:
                 state["step"] = 0
                 if not all(torch.isfinite(factor).all() for factor in scale):
@@ -150,7 +162,15 @@ class PathOptimizer(torch.optim.Optimizer):
             state["step"] += 1
             if self._every > 1:
                 state["scale"] = scale
-            updates.append(_divided(p.grad, scale, group["damping"]))
+            if group["damping"]:
+                whole = scale[0] if len(scale) == 1 else scale[0][:, None] * scale[1]
+                scale = [whole + group["damping"] * whole.amax()]
+            if small:
+                scale = self._without_zeros(p.grad, scale)
+            if len(scale) == 1:
+                updates.append(p.grad / scale[0])
+            else:
+                updates.append((p.grad / scale[1]).div_(scale[0][:, None]))
         shrink = 1.0
         if self._clip is not None:
             norms = torch.stack([torch.linalg.vector_norm(update).to(updates[0]) for update in updates])
@@ -165,23 +185,29 @@ class PathOptimizer(torch.optim.Optimizer):
                 state["velocity"] = update
             p.add_(update, alpha=-group["lr"])
 
+    def _without_zeros(self, gradient: Tensor, scale: Scale) -> Scale:
+        """Replace 0 by infinity, so that 0/0 = 0; warn where the gradient is not 0 and the scale has underflown."""
+        safe = []
+        for i, factor in enumerate(scale):
+            zero = factor == 0
+            if not self._warned:
+                low = factor < torch.finfo(factor.dtype).tiny
+                low = low & ~zero if self._zeros else low
+                self._warned = bool((gradient[:, low] if i else gradient[low]).any())
+                if self._warned:
+                    dtype = str(factor.dtype).removeprefix("torch.")
+                    warnings.warn(
+                        f"sums over paths underflow {dtype}: weights whose scale is 0 stay, whatever their gradient; "
+                        "use float64 or larger weights",
+                        RuntimeWarning,
+                        stacklevel=5,
+                    )
+            safe.append(factor.masked_fill(zero, torch.inf))
+        return safe
 
-def _damping(value: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise ValueError(f"damping: must be a finite number >= 0, got {value!r}")
-    return float(value)
 
-
-def _divided(gradient: Tensor, scale: Scale, damping: float) -> Tensor:
-    """Return a new tensor, the gradient over its scale; 0 where the scale is 0."""
-    if damping:
-        whole = scale[0] if len(scale) == 1 else scale[0][:, None] * scale[1]
-        scale = [whole + damping * whole.amax()]
-    # Dividing by infinity instead of 0 makes 0/0 = 0, and costs one pass over the factors only.
-    scale = [factor.masked_fill(factor == 0, torch.inf) for factor in scale]
-    if len(scale) == 1:
-        return gradient / scale[0]
-    return (gradient / scale[1]).div_(scale[0][:, None])
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    return iter(()) if isinstance(model, ReLURecurrent) else ly.modules(model)
 
 
 class PathSGD(PathOptimizer):
@@ -224,14 +250,16 @@ class PathSGD(PathOptimizer):
     TypeError
         ``model`` is no module, or holds an unsupported layer, such as a batch norm.
     ValueError
-        Another argument is out of range.
+        A weight is not finite, or another argument is out of range.
 
     Notes
     -----
     A parameter without gradient is left as it is, and counts in κ of the others. Biases are edges from a node that
     is constantly 1. Where κ = 0 no path leads through a weight, its gradient is 0 as well, and it stays: nothing is
-    added to κ, which would break the invariance. Max pooling alone can give a weight a gradient and κ = 0, since in
-    κ a window passes its largest sum of paths only; such a weight stays too, from all rescalings alike.
+    added to κ, which would break the invariance. Max pooling can give a weight a gradient and κ = 0, since in κ a
+    window passes its largest sum of paths only; such a weight stays too, from all rescalings alike. Elsewhere a weight
+    with a gradient and κ = 0 means that sums over paths underflow, as in deep networks of small weights: `step` warns.
+    With max pooling it can tell the two apart only as long as κ is not 0 but has lost digits.
 
     ``lr``, ``momentum`` and ``damping`` may be changed in ``param_groups``, by a schedule for example.
 

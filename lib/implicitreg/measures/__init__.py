@@ -3,7 +3,6 @@
 from implicitreg.measures.capacity import Capacities, capacities, margin, margins
 from implicitreg.measures.flatness import (
     ExpectedSharpness,
-    cross_entropy,
     expected_sharpness,
     pac_bayes_kl,
     pac_bayes_kl_at,
@@ -31,7 +30,6 @@ __all__ = [
     "RademacherComplexity",
     "capacities",
     "cp_rank",
-    "cross_entropy",
     "distance_from_rank",
     "effective_rank",
     "expected_sharpness",

@@ -2,33 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from implicitreg import checks
-from implicitreg.measures.norms import frobenius_product, path_norm, spectral_product
+from implicitreg.measures.norms import group_product, operator_product, path_norm
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
 # Hidden units held at once, over networks and samples: 128 MiB in float64.
 _HELD = 2**24
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, without gradients, and put every part back into the mode it was in."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _in_parts(weights: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -48,11 +34,11 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"x: must hold at least one sample, got shape {tuple(x.shape)}")
     weights = None if isinstance(model, nn.Module) else ly.matrices(model)
     try:
-        if isinstance(model, nn.Module):
-            with evaluation(model):
-                z: Tensor = model(x)
-        else:
-            with torch.no_grad():
+        with torch.no_grad():
+            if isinstance(model, nn.Module):
+                with ly.evaluation(model):
+                    z: Tensor = model(x)
+            else:
                 z = _in_parts(weights or [], x)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -61,9 +47,11 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     if z.ndim < 2 or z.shape[-1] < 2:
         raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {tuple(z.shape)}")
     checks.scored(y, z, "y")
-    if not torch.isfinite(z).all():
-        raise ValueError("model: outputs must be finite, got NaN or infinity")
-    return z
+    try:
+        return checks.finite(z, "model: outputs")
+    except ValueError:
+        checks.finite(x, "x")
+        raise
 
 
 def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
@@ -90,8 +78,8 @@ def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     TypeError
         ``x`` or ``y`` is no tensor of the right dtype.
     ValueError
-        No sample, inputs that do not fit the model, a label outside the range, fewer than two outputs, or outputs
-        that are not finite.
+        No sample, inputs that do not fit the model, a label outside the range, fewer than two outputs, or inputs or
+        outputs that are not finite.
 
     Notes
     -----
@@ -113,7 +101,7 @@ def margin(model: ly.Network, x: Tensor, y: Tensor, quantile: float = 0.05) -> T
     """Return the margin of the training set: a low quantile of `margins`, by default the 5th percentile.
 
     Between two samples it is interpolated linearly. Arguments and errors are those of `margins`; in addition
-    ``quantile`` must be in [0, 1].
+    ``quantile`` must be a number from 0 to 1.
 
     Examples
     --------
@@ -121,8 +109,7 @@ def margin(model: ly.Network, x: Tensor, y: Tensor, quantile: float = 0.05) -> T
     >>> margin([torch.eye(2)], x, torch.zeros(21, dtype=torch.int64))
     tensor(1.)
     """
-    if isinstance(quantile, bool) or not isinstance(quantile, int | float) or not 0 <= quantile <= 1:
-        raise ValueError(f"quantile: must be in [0, 1], got {quantile!r}")
+    quantile = checks.share(quantile, "quantile")
     return _quantile(margins(model, x, y), quantile)
 
 
@@ -130,10 +117,8 @@ def _quantile(values: Tensor, q: float) -> Tensor:
     """Return a quantile over the last dimension, linearly interpolated, of however many values."""
     position = q * (values.shape[-1] - 1)
     low = min(math.floor(position), values.shape[-1] - 1)
-    below = values.kthvalue(low + 1, -1).values
-    if position == low:
-        return below
-    return torch.lerp(below, values.kthvalue(low + 2, -1).values, position - low)
+    least = values.topk(min(low + 2, values.shape[-1]), -1, largest=False).values
+    return torch.lerp(least[..., low], least[..., -1], position - low) if position > low else least[..., low]
 
 
 @dataclass(frozen=True)
@@ -229,18 +214,20 @@ def capacities(
                 RuntimeWarning,
                 stacklevel=2,
             )
-        norms = (
-            frobenius_product(model),
-            path_norm(model, 1, input_shape=shape),
-            path_norm(model, 2, input_shape=shape),
-            spectral_product(model, input_shape=shape),
+        ly.finite(model)
+        found = ly.layers(model)
+        norm = torch.stack(
+            [
+                group_product(found, 2, 2),
+                path_norm(model, 1, input_shape=shape),
+                path_norm(model, 2, input_shape=shape),
+                operator_product(found, shape),
+            ]
         )
-        l2, l1_path, l2_path, spectral = (torch.where(void, math.inf, (norm / gamma).square()) for norm in norms)
+        l2, l1_path, l2_path, spectral = torch.where(void, math.inf, (norm / gamma).square())
     if factors:
-        found = [layer for layer in ly.layers(model) if layer.affine]
-        units = [
-            layer.weight.shape[-2 if layer.kind == ly.LINEAR else 0] for layer in found if layer.weight is not None
-        ]
+        weights = [(layer.weight, layer.kind) for layer in found if layer.weight is not None]
+        units = [weight.shape[-2 if kind == ly.LINEAR else 0] for weight, kind in weights]
         four, width = 4.0 ** len(units), float(math.prod(units))
         l2, l1_path, l2_path, spectral = four * l2, four * l1_path, four * width * l2_path, width * spectral
     return Capacities(l2=l2, l1_path=l1_path, l2_path=l2_path, spectral=spectral, margin=gamma)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from implicitreg import checks
-from implicitreg.measures.capacity import evaluation, scores
-from implicitreg.measures.norms import finite
+from implicitreg.dynamics.losses import cross_entropy
+from implicitreg.measures.capacity import scores
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
@@ -20,16 +20,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Takes scores ``(..., n, k)`` and classes ``(..., n)``, and returns the loss of each sample, ``(..., n)``."""
 
 
-def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample, ``(..., n)``, from scores ``(..., n, k)`` and classes ``(..., n)``.
-
-    Examples
-    --------
-    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
-    tensor([0.6931])
-    """
-    index = labels.expand(scores.shape[:-1])[..., None]
-    return -torch.log_softmax(scores, -1).gather(-1, index).squeeze(-1)
+def _ordinary(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can save: one made in inference mode it cannot."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 @contextmanager
@@ -38,19 +31,25 @@ def _mean_loss(
 ) -> Iterator[tuple[list[Tensor], Callable[[Sequence[Tensor]], Tensor]]]:
     """Yield a network's weights and the mean loss as a function of them, ``()`` or ``(...)``."""
     scores(model, x, y)
-    if isinstance(model, nn.Module):
-        names = [name for name, _ in model.named_parameters()]
-        with evaluation(model):
-            yield (
-                [w.detach() for w in model.parameters()],
-                lambda ws: loss(functional_call(model, dict(zip(names, ws, strict=True)), (x,)), y).mean(-1),
-            )
-    else:
-        with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        x, y = _ordinary(x), _ordinary(y)
+        if not isinstance(model, nn.Module):
             yield [w.detach() for w in ly.matrices(model)], lambda ws: loss(outputs(ws, x), y).mean(-1)
+            return
+        weights = {name: w.detach() for name, w in model.named_parameters()}
+        if not weights:
+            raise ValueError("model: must have parameters")
+        buffers = {name: _ordinary(b) for name, b in model.named_buffers()}
+        with ly.evaluation(model):
+            yield (
+                list(weights.values()),
+                lambda ws: loss(
+                    functional_call(model, {**buffers, **dict(zip(weights, ws, strict=True))}, (x,)), y
+                ).mean(-1),
+            )
 
 
-def _over(values: Tensor, like: Tensor, model: ly.Network) -> Tensor:
+def _over(values: Tensor, model: ly.Network) -> Tensor:
     """Give one number a network the shape that multiplies a weight of it."""
     return values if isinstance(model, nn.Module) else values.reshape(*values.shape, 1, 1)
 
@@ -93,7 +92,8 @@ def sharpness(
     Raises
     ------
     TypeError, ValueError
-        As for `margins`; ``alpha`` is not > 0, ``steps`` < 1, or ``loss`` is not differentiable.
+        As for `margins`; ``model`` has no parameters, ``alpha`` is not > 0, ``steps`` < 1, or ``loss`` is not
+        differentiable.
 
     Notes
     -----
@@ -168,7 +168,7 @@ def _increases(
         moved = []
         for w, s in zip(weights, deviations, strict=True):
             noise = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
-            moved.append(torch.addcmul(w, noise, s * _over(alpha, w, model)))
+            moved.append(torch.addcmul(w, noise, s * _over(alpha, model)))
         found.append(mean(moved) - start)
     return torch.stack(found)
 
@@ -271,7 +271,7 @@ def pac_bayes_kl(model: ly.Network, alpha: float | Tensor) -> Tensor:
         alpha = torch.tensor(checks.positive(alpha, "alpha"), dtype=torch.float64)
     elif not (alpha > 0).all():
         raise ValueError("alpha: must be > 0 for every network")
-    finite(model)
+    ly.finite(model)
     with torch.no_grad():
         dims = None if isinstance(model, nn.Module) else (-2, -1)
         weights: list[Tensor] = [*model.parameters()] if isinstance(model, nn.Module) else ly.matrices(model)

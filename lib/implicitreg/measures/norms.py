@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from implicitreg import checks
 from implicitreg.nets import layers as ly
@@ -56,8 +56,8 @@ def path_norm(
     TypeError
         A layer is not supported; the message names it.
     ValueError
-        ``p`` is not > 0, a weight is not finite, ``input_shape`` is missing or does not fit, or weight matrices do
-        not fit each other.
+        ``p`` is not > 0, a weight is not finite, ``input_shape`` is missing or does not fit, or layers do not fit each
+        other.
 
     Notes
     -----
@@ -66,6 +66,7 @@ def path_norm(
 
     Examples
     --------
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> _ = [w.data.copy_(torch.tensor(v)) for w, v in zip(net.parameters(), ([[1., -2.], [0., 3.]], [[2., -1.]]))]
     >>> path_norm(net, p=1).item(), round(path_norm(net).item() ** 2, 4)
@@ -75,7 +76,7 @@ def path_norm(
         total = path_sum(model, p, input_shape=input_shape, bias=bias)
         if _plain(total):
             return total.sqrt() if p == 2 else total if p == 1 else total.pow(1 / p)
-    finite(model)
+    ly.finite(model)
     result = log_path_sum(model, p, input_shape=input_shape, bias=bias) / p
     return result if log else result.exp()
 
@@ -85,24 +86,6 @@ def _plain(total: Tensor) -> bool:
     if total.ndim == 0:
         return 0.0 < total.item() < math.inf
     return bool(((total > 0) & torch.isfinite(total)).all())
-
-
-def finite(model: ly.Network) -> None:
-    """Refuse weights that are not finite, by name."""
-    if isinstance(model, nn.Module):
-        named = [*model.named_parameters(), *model.named_buffers()]
-    else:
-        named = [(f"weights[{i}]", w) for i, w in enumerate(ly.matrices(model))]
-    for name, w in named:
-        # The sum is finite unless an entry is not, or it overflows: five times as fast as asking every entry.
-        if not math.isfinite(w.sum().item()) and not torch.isfinite(w).all():
-            raise ValueError(f"model: {name!r} must be finite, got NaN or infinity")
-
-
-def _weights(model: ly.Network) -> list[ly.Layer]:
-    """Return the layers with weights, checked to be finite."""
-    finite(model)
-    return [layer for layer in ly.layers(model) if layer.affine]
 
 
 def _matrix(layer: ly.Layer) -> Tensor:
@@ -160,7 +143,13 @@ def group_norm(model: ly.Network, p: float, q: float) -> Tensor:
     (tensor(14.), tensor(8.4853))
     """
     p, q = checks.positive(p, "p", infinite=True), checks.positive(q, "q", infinite=True)
-    rows = [torch.linalg.vector_norm(_matrix(layer), p, dim=-1) for layer in _weights(model)]
+    ly.finite(model)
+    return group_product(ly.layers(model), p, q)
+
+
+def group_product(found: Sequence[ly.Layer], p: float, q: float) -> Tensor:
+    """Return `group_norm` of layers whose weights are known to be finite."""
+    rows = [torch.linalg.vector_norm(_matrix(layer), p, dim=-1) for layer in found if layer.affine]
     return _product([torch.linalg.vector_norm(row, q, dim=-1) for row in rows])
 
 
@@ -178,11 +167,12 @@ def frobenius_product(model: ly.Network) -> Tensor:
 
 
 def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = None) -> Tensor:
-    r"""Return the product of the operator norms of the layers, :math:`\prod_i \|W_i\|_2`: a Lipschitz bound in ℓ2.
+    r"""Return the product of the operator norms of the layers with weights, :math:`\prod_i \|W_i\|_2`.
 
-    A convolution counts with the norm of the linear map between its inputs and outputs, padding and stride
-    included, not with that of its reshaped kernel; average pooling with the norm of its map. Batch norms are
-    folded into the layer before.
+    It bounds the Lipschitz constant of the network in ℓ2 where the windows of its pooling layers do not overlap:
+    pooling, which has no weights, does not enter. A convolution counts with the norm of the linear map between its
+    inputs and outputs, padding and stride included, not with that of its reshaped kernel. Batch norms are folded into
+    the layer before; one that follows no such layer counts by itself.
 
     Parameters
     ----------
@@ -199,10 +189,9 @@ def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = N
     Raises
     ------
     TypeError
-        A layer is not supported; the message names it. Overlapping max pooling is not: its Lipschitz constant is
-        not 1.
+        A layer is not supported; the message names it.
     ValueError
-        A weight is not finite, or ``input_shape`` is missing or does not fit.
+        A weight is not finite, layers do not fit each other, or ``input_shape`` is missing or does not fit.
 
     Notes
     -----
@@ -214,26 +203,28 @@ def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = N
     >>> spectral_product([torch.diag(torch.tensor([3.0, 4.0])), torch.tensor([[0.0, 2.0]])])
     tensor(8.)
     """
-    finite(model)
-    found = ly.layers(model)
-    norms: list[Tensor] = []
-    with torch.no_grad():
+    ly.finite(model)
+    return operator_product(ly.layers(model), input_shape)
+
+
+def operator_product(found: Sequence[ly.Layer], input_shape: Sequence[int] | None) -> Tensor:
+    """Return `spectral_product` of layers whose weights are known to be finite."""
+    # Convolutions of large images need gradients, whatever the mode of the caller.
+    with torch.inference_mode(False), torch.no_grad():
         a = None
-        if input_shape is not None or any(layer.kind in (ly.CONV, ly.AVERAGE, ly.MAXIMUM) for layer in found):
+        convolutional = any(layer.kind == ly.CONV for layer in found)
+        if convolutional or input_shape is not None:
+            shape = ly.input_dimensions(found, input_shape)
             first = next(layer.weight for layer in found if layer.weight is not None)
-            a = first.new_ones((1, *ly.input_dimensions(found, input_shape)))
+            a = first.new_ones((1, *shape)) if convolutional else None
+        norms: list[Tensor] = []
         for layer in found:
-            after = None if a is None else _shape_after(layer, a)
-            if layer.kind == ly.LINEAR and layer.weight is not None:
-                norms.append(_largest_singular_value(layer.weight))
-            elif layer.kind == ly.BATCH_NORM and layer.weight is not None:
-                norms.append(layer.weight.abs().amax())
-            elif layer.kind in (ly.CONV, ly.AVERAGE) and a is not None:
+            after = None if a is None else _after(layer, a, "model" if input_shape is None else "input_shape")
+            if layer.kind == ly.CONV and a is not None:
                 norms.append(_operator_norm(layer, a))
-            elif layer.kind == ly.MAXIMUM and a is not None and after is not None and not _disjoint(layer, a, after):
-                raise TypeError(
-                    f"model: unsupported layer {type(layer.module).__name__} (at {layer.name!r}): its windows overlap"
-                )
+            elif layer.weight is not None:
+                w = layer.weight
+                norms.append(w.abs().amax() if layer.kind == ly.BATCH_NORM else _largest_singular_value(w))
             a = after
     return _product(norms)
 
@@ -241,19 +232,6 @@ def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = N
 def _largest_singular_value(w: Tensor) -> Tensor:
     sigma: Tensor = torch.linalg.svdvals(w)
     return sigma[..., 0]
-
-
-def _disjoint(layer: ly.Layer, a: Tensor, after: Tensor) -> bool:
-    """Whether no unit of ``a`` is in two windows of a max pooling."""
-    module = layer.module
-    if not hasattr(module, "kernel_size"):  # adaptive: windows overlap unless their number divides the size
-        return all(n % k == 0 for n, k in zip(a.shape[1:], after.shape[1:], strict=True))
-
-    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
-        return value if isinstance(value, tuple) else (value,) * 3
-
-    windows = zip(each(module.stride), each(module.kernel_size), each(module.dilation), strict=False)
-    return all(stride > dilation * (size - 1) for stride, size, dilation in windows)
 
 
 def _apply(layer: ly.Layer, a: Tensor) -> Tensor:
@@ -270,15 +248,11 @@ def _apply(layer: ly.Layer, a: Tensor) -> Tensor:
     return a
 
 
-def _shape_after(layer: ly.Layer, a: Tensor) -> Tensor:
+def _after(layer: ly.Layer, a: Tensor, blamed: str) -> Tensor:
     try:
         return _apply(layer, a)
     except (RuntimeError, IndexError) as error:
-        name = type(layer.module).__name__ if layer.module is not None else "matrix"
-        raise ValueError(
-            f"input_shape: layer {layer.name!r} ({name}) cannot take the units of shape {tuple(a.shape[1:])} "
-            "that reach it"
-        ) from error
+        raise ly.misfit(layer, a.shape[1:], blamed) from error
 
 
 def _operator_norm(layer: ly.Layer, a: Tensor) -> Tensor:
@@ -299,8 +273,8 @@ def _operator_norm(layer: ly.Layer, a: Tensor) -> Tensor:
             (back,) = torch.autograd.grad(image, z, torch.as_tensor(v, dtype=torch.float64).view(image.shape))
         return back.flatten().numpy()
 
-    weight = None if layer.weight is None else layer.weight.detach().double().cpu()
-    layer = layer._replace(weight=weight)
+    assert layer.weight is not None
+    layer = layer._replace(weight=layer.weight.detach().to("cpu", torch.float64, copy=True))
     operator = LinearOperator((out.numel(), size), matvec=forward, rmatvec=adjoint, dtype="float64")
     # A fixed start, so that the result does not depend on a global generator; drawn, because one with the symmetries
     # of the image could be orthogonal to what is looked for.

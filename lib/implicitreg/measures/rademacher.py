@@ -8,7 +8,6 @@ the results are exact.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -52,13 +51,6 @@ class Maximum(NamedTuple):
 
     value: Tensor
     direction: Tensor
-
-
-def _exponent(value: float, name: str) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not number >= 1:
-        raise ValueError(f"{name}: must be a number >= 1 (inf allowed), got {value!r}")
-    return number
 
 
 def _dual(p: float) -> float:
@@ -210,7 +202,7 @@ def linear_rademacher(
     0.5
     """
     checks.matrices(x, "x")
-    dual = _dual(_exponent(p, "p"))
+    dual = _dual(checks.at_least(p, "p", 1, infinite=True))
     return _mean(
         lambda signs: torch.linalg.vector_norm(signs @ x, dual, dim=-1),
         x,
@@ -279,13 +271,12 @@ def largest_correlation(x: Tensor, coefficients: Tensor, p: float = 2.0) -> Maxi
     """
     _plane(x)
     checks.floating(coefficients, "coefficients")
-    p = _exponent(p, "p")
+    p = checks.at_least(p, "p", 1, infinite=True)
     if not coefficients.ndim or coefficients.shape[-1] != x.shape[-2]:
         raise ValueError(
             f"coefficients: must have shape (..., {x.shape[-2]}), one for each point, got {tuple(coefficients.shape)}"
         )
-    if not torch.isfinite(coefficients).all():
-        raise ValueError("coefficients: must be finite, got NaN or infinity")
+    checks.finite(coefficients, "coefficients")
     leading = torch.broadcast_shapes(x.shape[:-2], coefficients.shape[:-1])  # type: ignore[no-untyped-call]
     x = x.expand(*leading, *x.shape[-2:])
     coefficients = coefficients.expand(*leading, x.shape[-2])[..., None]
@@ -335,7 +326,7 @@ def width_exponent(p: float, q: float) -> float:
     >>> width_exponent(2, float("inf")), width_exponent(2, 2), width_exponent(1, float("inf"))
     (0.5, 0.0, 0.0)
     """
-    return max(0.0, 1 - 1 / _exponent(p, "p") - 1 / _exponent(q, "q"))
+    return max(0.0, 1 - 1 / checks.at_least(p, "p", 1, infinite=True) - 1 / checks.at_least(q, "q", 1, infinite=True))
 
 
 def two_layer_rademacher(
@@ -451,9 +442,7 @@ def norm_ball_bound(x: Tensor, p: float, q: float, hidden: int, depth: int, norm
     2.0
     """
     checks.matrices(x, "x")
-    p = _exponent(p, "p")
-    if p == math.inf:
-        raise ValueError("p: must be finite, got inf")
+    p = checks.at_least(p, "p", 1)
     checks.integer(hidden, "hidden", 1)
     layers = checks.integer(depth, "depth", 1) - 1
     m, dim = x.shape[-2:]

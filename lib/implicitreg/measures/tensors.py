@@ -62,8 +62,7 @@ def reconstruction_error(w: Tensor, target: Tensor, *, order: int | None = None)
 def _modes(tensor: Tensor, order: int | None, name: str) -> tuple[int, ...]:
     """Return the dimensions that are modes, counted from the end, of a finite tensor that has them."""
     order = checks.modes(tensor, order, name)
-    if not tensor.isfinite().all():
-        raise ValueError(f"{name}: must be finite, got NaN or infinity")
+    checks.finite(tensor, name)
     return tuple(range(-order, 0))
 
 

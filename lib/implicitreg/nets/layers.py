@@ -1,11 +1,14 @@
 """A feed-forward network as the list of its layers, whatever it was built from."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from implicitreg import checks
 
@@ -47,6 +50,9 @@ SUPPORTED = (
     "Sequential, Linear, Conv1d/2d/3d, ReLU, average and max pooling (adaptive too), BatchNorm1d/2d/3d, Flatten, "
     "Dropout and Identity"
 )
+
+
+SHARED = "model: a layer that is used twice shares its weights, which is not supported here"
 
 
 class Layer(NamedTuple):
@@ -92,6 +98,8 @@ def modules(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module
     else:
         # A subclass that computes the same, such as a parametrised layer, is what it inherits from.
         for base, kind in _KINDS.items():
+            if isinstance(network, LazyModuleMixin):  # it has no weights yet
+                break
             if isinstance(network, base) and type(network).forward is base.forward:
                 yield name, network, kind
                 return
@@ -99,26 +107,62 @@ def modules(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module
         raise TypeError(f"model: unsupported layer {type(network).__name__}{where}; supported are {SUPPORTED}")
 
 
-def batch_norm(module: Any) -> tuple[Tensor, Tensor]:
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and put every part back into the mode it was in."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def parameter(module: nn.Module, key: str, name: str) -> Any:
+    """Return the weight or bias that a module has in evaluation mode.
+
+    Raises
+    ------
+    TypeError
+        It is neither a parameter nor parametrised: hooks compute it in the forward pass, so that it may be out of
+        date.
+    """
+    # Looked up directly where that is possible: `Module.__getattr__` takes as long as a small matrix product.
+    own = module._parameters
+    if key in own:
+        return own[key]
+    if not parametrize.is_parametrized(module, key):
+        raise TypeError(
+            f"model: {key} of {name!r} ({type(module).__name__}) is no parameter and may be out of date; make pruning "
+            "permanent, and use torch.nn.utils.parametrizations for a weight or spectral norm"
+        )
+    # In training mode, reading a spectral norm is a step of the iterations that estimate it.
+    parametrizations: Any = module.parametrizations
+    with evaluation(parametrizations[key]):
+        return getattr(module, key)
+
+
+def batch_norm(module: Any, name: str) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a batch norm in evaluation mode."""
     if module.running_mean is None or module.running_var is None:
         raise TypeError("model: a batch norm without running statistics has no evaluation mode")
     scale = torch.rsqrt(module.running_var + module.eps)
-    if module.weight is not None:
-        scale = scale * module.weight
+    weight, bias = parameter(module, "weight", name), parameter(module, "bias", name)
+    if weight is not None:
+        scale = scale * weight
     shift = -module.running_mean * scale
-    return scale, shift if module.bias is None else shift + module.bias
+    return scale, shift if bias is None else shift + bias
 
 
 def _weighted(kind: int, name: str, module: Any) -> Layer:
     if kind == CONV and module.padding_mode != "zeros":
         raise TypeError(f"model: padding_mode {module.padding_mode!r} of {name!r} is not supported, only 'zeros'")
-    # Looked up directly where that is possible: `Module.__getattr__` takes as long as a small matrix product.
-    own = module._parameters
-    weight = own["weight"] if "weight" in own else module.weight  # noqa: SIM401
+    weight = parameter(module, "weight", name)
     if weight.dtype not in (torch.float32, torch.float64):
         checks.floating(weight, f"{name}.weight")
-    return Layer(kind, name, module, weight, own["bias"] if "bias" in own else module.bias)  # noqa: SIM401
+    return Layer(kind, name, module, weight, parameter(module, "bias", name))
 
 
 def layers(network: Network) -> list[Layer]:
@@ -135,32 +179,56 @@ def layers(network: Network) -> list[Layer]:
     TypeError
         A layer is not supported (the message names it), or a weight is no tensor of dtype float32 or float64.
     ValueError
-        No layer with weights, or weight matrices that do not fit each other.
+        No layer with weights, or layers that do not fit each other in shape or dtype.
     """
     if not isinstance(network, nn.Module):
         return [Layer(LINEAR, f"weights[{i}]", None, w) for i, w in enumerate(matrices(network))]
     found: list[Layer] = []
+    units: int | None = None  # of a linear layer without anything but a ReLU or batch norm behind it
     for name, module, kind in modules(network):
         if kind <= CONV:
-            found.append(_weighted(kind, name, module))
+            layer = _weighted(kind, name, module)
+            found.append(layer)
+            if kind == LINEAR:
+                outputs, inputs = layer.weight.shape  # type: ignore[union-attr]
+                if units not in (None, inputs):
+                    raise misfit(layer, (units,), "model")
+                units = outputs
         elif kind == BATCH_NORM:
-            scale, shift = batch_norm(module)
+            scale, shift = batch_norm(module, name)
             last = found[-1] if found else None
             if last is not None and last.kind <= CONV and last.weight is not None:
+                if len(scale) != len(last.weight):
+                    raise misfit(Layer(BATCH_NORM, name, module), (len(last.weight),), "model")
                 weight = last.weight * scale.reshape(-1, *[1] * (last.weight.ndim - 1))
                 bias = shift if last.bias is None else shift + scale * last.bias
                 found[-1] = last._replace(weight=weight, bias=bias)
             else:
                 found.append(Layer(BATCH_NORM, name, module, scale, shift))
         elif kind != POINTWISE or isinstance(module, nn.ReLU):
+            if kind == MAXIMUM and module.return_indices:
+                raise TypeError(f"model: return_indices=True of {name!r} is not supported")
             found.append(Layer(kind, name, module))
-    if not any(layer.affine for layer in found):
+        if CONV <= kind < POINTWISE and kind != BATCH_NORM:
+            units = None
+    dtypes = {layer.weight.dtype: layer.name for layer in found if layer.weight is not None}
+    if not dtypes:
         raise ValueError("model: must have at least one layer with weights")
+    if len(dtypes) > 1:
+        mixed = ", ".join(f"{str(dtype).removeprefix('torch.')} (at {name!r})" for dtype, name in dtypes.items())
+        raise ValueError(f"model: must have weights of one dtype, got {mixed}")
     return found
 
 
-def matrices(network: Sequence[Tensor]) -> list[Tensor]:
+def matrices(network: Sequence[Tensor], name: str = "model") -> list[Tensor]:
     """Return ``network`` as a list if it is a sequence of weight matrices that fit each other.
+
+    Parameters
+    ----------
+    network
+        Is checked.
+    name
+        Of the argument, for messages; where it is ``"model"``, a module would do as well.
 
     Raises
     ------
@@ -169,21 +237,45 @@ def matrices(network: Sequence[Tensor]) -> list[Tensor]:
     ValueError
         No matrix, or matrices that do not fit each other.
     """
-    if not isinstance(network, list | tuple) or not network:
-        raise TypeError(
-            f"model: must be a torch.nn.Module or a sequence of weight matrices, got {type(network).__name__}"
-        )
+    if not isinstance(network, list | tuple):
+        module = "a torch.nn.Module or " if name == "model" else ""
+        raise TypeError(f"{name}: must be {module}a sequence of weight matrices, got {type(network).__name__}")
+    if not network:
+        raise ValueError(f"{name}: must hold at least one weight matrix")
+    name = "weights" if name == "model" else name
     below: Tensor | None = None
     for i, w in enumerate(network):
-        checks.floating(w, f"weights[{i}]")
+        checks.floating(w, f"{name}[{i}]")
         if w.ndim < 2 or 0 in w.shape[-2:]:
-            raise ValueError(f"weights[{i}]: must have shape (..., h, h') with h, h' >= 1, got {tuple(w.shape)}")
+            raise ValueError(f"{name}[{i}]: must have shape (..., h, h') with h, h' >= 1, got {tuple(w.shape)}")
         if below is not None and (w.shape[-1] != below.shape[-2] or w.dtype != below.dtype):
             raise ValueError(
-                f"weights[{i}]: {tuple(w.shape)} of {w.dtype} does not follow {tuple(below.shape)} of {below.dtype}"
+                f"{name}[{i}]: {tuple(w.shape)} of {w.dtype} does not follow {tuple(below.shape)} of {below.dtype}"
             )
         below = w
     return list(network)
+
+
+def finite(network: Network) -> None:
+    """Refuse weights that are not finite, by name.
+
+    Raises
+    ------
+    ValueError
+        A parameter or buffer holds NaN or infinity; the message names it.
+    """
+    if isinstance(network, nn.Module):
+        named = [*network.named_parameters(), *network.named_buffers()]
+    else:
+        named = [(f"weights[{i}]", w) for i, w in enumerate(matrices(network))]
+    for name, w in named:
+        checks.finite(w, f"model: {name!r}")
+
+
+def misfit(layer: Layer, units: Sequence[int | None], name: str) -> ValueError:
+    """Return the error that says that a layer does not fit the ones before it, or the input ``name``."""
+    kind = "matrix" if layer.module is None else type(layer.module).__name__
+    return ValueError(f"{name}: layer {layer.name!r} ({kind}) cannot take the units of shape {(*units,)} that reach it")
 
 
 def input_dimensions(found: Sequence[Layer], input_shape: Sequence[int] | None) -> tuple[int, ...]:

@@ -75,12 +75,13 @@ def _total(network: ly.Network, power: Power, p: float, input_shape: Sequence[in
         shape = ly.input_dimensions(found, input_shape)
         if found[0].kind != ly.LINEAR:
             a = _ones(found, (1, *shape))
+    blamed = "model" if input_shape is None else "input_shape"
     for layer in found:
         kind, _, _, weight, b = layer
         if kind == ly.POINTWISE:
             continue
         # The first linear layer sees ones: its rows are summed.
-        a = power(weight).sum(-1) if a is None else _through(layer, a, power, p)  # type: ignore[arg-type]
+        a = power(weight).sum(-1) if a is None else _through(layer, a, power, p, blamed)  # type: ignore[arg-type]
         if bias and b is not None:
             a = a + _edges(layer, power(b), a)
     assert a is not None
@@ -97,9 +98,9 @@ def _edges(layer: ly.Layer, b: Tensor, a: Tensor) -> Tensor:
     return b if layer.kind == ly.LINEAR else b.reshape(-1, *[1] * (a.ndim - 2))
 
 
-def _through(layer: ly.Layer, a: Tensor, power: Power, p: float) -> Tensor:
+def _through(layer: ly.Layer, a: Tensor, power: Power, p: float, blamed: str) -> Tensor:
     """Pass the sums ``a`` of the paths that end in each unit through one layer, without its biases."""
-    kind, name, module, weight, _ = layer
+    kind, _, module, weight, _ = layer
     if kind == ly.POINTWISE:
         return a
     try:
@@ -126,15 +127,8 @@ def _through(layer: ly.Layer, a: Tensor, power: Power, p: float) -> Tensor:
     except (RuntimeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise _misfit(name, module, a) from error
-    raise _misfit(name, module, a)
-
-
-def _misfit(name: str, module: nn.Module, a: Tensor) -> ValueError:
-    units = tuple(a.shape if a.ndim == 1 else a.shape[1:])
-    return ValueError(
-        f"input_shape: layer {name!r} ({type(module).__name__}) cannot take the units of shape {units} that reach it"
-    )
+        raise ly.misfit(layer, a.shape[a.ndim > 1 :], blamed) from error
+    raise ly.misfit(layer, a.shape[a.ndim > 1 :], blamed)
 
 
 def _unrolled(network: ReLURecurrent, power: Power) -> Tensor:
@@ -177,13 +171,14 @@ def log_path_sum(
         # Of weight matrices, the leading dimensions are networks, each with a scale of its own.
         batched = not isinstance(network, nn.Module)
         shape = ly.input_dimensions(found, input_shape)
+        blamed = "model" if input_shape is None else "input_shape"
         a = _ones(found, shape if batched else (1, *shape))
         dtype, a, log = a.dtype, a.double(), torch.zeros((), dtype=torch.float64, device=a.device)
         for layer in found:
             if layer.weight is not None:
                 weight, shift = _normalised(layer.weight, 2 if batched else layer.weight.ndim)
                 layer, log = layer._replace(weight=weight), log + p * shift
-            a = _through(layer, a, power, p)
+            a = _through(layer, a, power, p, blamed)
             a, shift = _normalised(a, 1 if batched else a.ndim)
             log = log + shift
             if bias and layer.bias is not None:
@@ -264,7 +259,7 @@ def path_scales(
 
     def leaf(w: Tensor) -> Tensor:
         if id(w) in leaves:
-            raise TypeError("model: a layer that is used twice shares its weights; use ReLURecurrent for recurrence")
+            raise TypeError(ly.SHARED)
         leaves[id(w)] = power(w.detach()).requires_grad_()
         return leaves[id(w)]
 
@@ -274,7 +269,7 @@ def path_scales(
         parameters: Sequence[Tensor] = list(network.parameters())
     else:
         parameters = network = ly.matrices(network)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         total = _total(network, leaf, p, input_shape, bias=True)
         if any(id(w) not in leaves for w in parameters):
             raise TypeError("model: a parametrised layer has other weights than its parameters")

@@ -94,7 +94,7 @@ def unbalanced_weights(weights: Sequence[Tensor], generator: torch.Generator) ->
     (True, True)
     """
     checks.random(generator, "generator")
-    weights = ly.matrices(weights)
+    weights = ly.matrices(weights, "weights")
     sizes = [w.shape[-2] for w in weights[:-1]]
     if not sizes:
         raise ValueError("weights: must have at least one hidden layer")
@@ -167,7 +167,7 @@ def perceptron(weights: Sequence[Tensor]) -> nn.Sequential:
     tensor([[12., 12.]], grad_fn=<MmBackward0>)
     """
     built: list[nn.Module] = []
-    for w in ly.matrices(weights):
+    for w in ly.matrices(weights, "weights"):
         if w.ndim != 2:
             raise ValueError(f"weights: a module is one network, so matrices must have two dimensions, got {w.ndim}")
         # Made empty: drawing weights that are overwritten at once would disturb the global generator.
@@ -205,7 +205,8 @@ def rescale_nodes(model: ly.Network, generator: torch.Generator, *, scale: float
     Raises
     ------
     TypeError
-        A layer is not supported, parametrised or used twice, or ``generator`` is no `torch.Generator`.
+        A layer is not supported, parametrised or used twice, or takes in channels that no full Flatten made into its
+        inputs; or ``generator`` is no `torch.Generator`.
     ValueError
         ``scale`` is not > 0, or layers do not fit each other.
 
@@ -234,17 +235,13 @@ def rescale_nodes(model: ly.Network, generator: torch.Generator, *, scale: float
     model = copy.deepcopy(model)
     # Unlike `layers`, batch norms stay apart here: they carry the scale of the unit in front of them.
     steps: list[tuple[Any, int]] = [(m, kind) for _, m, kind in ly.modules(model) if kind <= ly.BATCH_NORM]
-    flat = False
-    for _, module, kind in ly.modules(model):
-        flat = flat or kind in (ly.LINEAR, ly.FLATTEN)
-        if flat and kind in (ly.AVERAGE, ly.MAXIMUM):
-            raise TypeError(f"model: {type(module).__name__} pools different units, which cannot be rescaled apart")
+    _check_units(model)
     for module, _ in steps:
         if "weight" not in module._parameters:
             raise TypeError(f"model: {type(module).__name__} has a weight that is no parameter and cannot be rescaled")
     shared = [id(m if m.weight is None else m.weight) for m, _ in steps]
     if len(set(shared)) < len(shared):
-        raise TypeError("model: a layer that is used twice shares its weights and cannot be rescaled")
+        raise TypeError(ly.SHARED)
     with torch.no_grad():
         above: Tensor | None = None
         for i, (module, kind) in enumerate(steps):
@@ -262,6 +259,43 @@ def rescale_nodes(model: ly.Network, generator: torch.Generator, *, scale: float
                 if parameter is not None:
                     parameter.mul_(above.to(parameter).reshape(-1, *[1] * (parameter.ndim - 1)))
     return model
+
+
+def _check_units(model: nn.Module) -> None:
+    """Refuse layers that do not take in single units of the layer before: rescaling these would change the function."""
+    # What is scaled: the last dimension ("units", of a linear layer), the second ("channels"), blocks of the last (the
+    # channels flattened), or either of the first two ("normalised", by a batch norm that comes first).
+    what, size, dims, flat = "inputs", 0, 0, False
+    for name, module, kind in ly.modules(model):
+        m: Any = module
+        wrong = ""
+        if kind == ly.LINEAR:
+            if what == "channels" or (what == "normalised" and m.in_features != size):
+                wrong = "takes in channels that no Flatten(1) made into units"
+            elif what == "units" and m.in_features != size:
+                wrong = "takes in units of several positions"
+            what, size = "units", m.out_features
+        elif kind == ly.CONV:
+            if what in ("units", "blocks"):
+                wrong = "takes in units that are not its channels"
+            what, dims = "channels", m.weight.ndim
+        elif kind == ly.BATCH_NORM:
+            if what == "units" and m.num_features != size:
+                wrong = "normalises other units than those before it"
+            if what == "blocks" or (what == "inputs" and flat):
+                what = "units"
+            elif what == "inputs":
+                what = "normalised" if isinstance(m, nn.BatchNorm1d) else "channels"
+                dims = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4}.get(type(m), 5)
+            size = m.num_features
+        elif kind == ly.FLATTEN:
+            if what in ("channels", "normalised") and m.start_dim == 1 and m.end_dim in (-1, dims - 1):
+                what = "blocks"
+        elif kind in (ly.AVERAGE, ly.MAXIMUM) and flat:
+            wrong = "pools different units"
+        if wrong:
+            raise TypeError(f"model: {type(m).__name__} (at {name!r}) {wrong}, which cannot be rescaled apart")
+        flat = flat or kind in (ly.LINEAR, ly.FLATTEN)
 
 
 def _divide_incoming(module: Any, kind: int, scales: Tensor) -> None:

@@ -60,7 +60,3 @@ class ReLURecurrent(nn.Module):
         for t in range(1, self.steps):
             h = torch.addmm(into[:, t], h, self.w_rec.mT).clamp_min(0)
         return h @ self.w_out.mT
-
-    def double_weights(self) -> "ReLURecurrent":
-        """Return a copy in float64."""
-        return ReLURecurrent(self.w_in.double(), self.w_rec.double(), self.w_out.double(), self.steps)

@@ -98,8 +98,7 @@ def shattering_network(labels: Tensor, *, threshold: bool = True) -> list[Tensor
         raise ValueError(
             f"labels: must have shape (..., 2**D) with D from 1 to {MOST_DIMENSIONS}, got {tuple(labels.shape)}"
         )
-    if not torch.isfinite(labels).all():
-        raise ValueError("labels: must be finite, got NaN or infinity")
+    checks.finite(labels, "labels")
     first = hypercube(dim, constant=threshold).to(labels)
     if threshold:
         first[:, -1] = 1 - dim
@@ -141,7 +140,7 @@ def deepened(weights: Sequence[Tensor], width: int, layers: int = 1) -> list[Ten
     >>> [w.tolist() for w in deepened([torch.tensor([[3.0, 1.0]])], width=2)]
     [[[3.0, 1.0], [3.0, 1.0]], [[0.5, 0.5]]]
     """
-    out = ly.matrices(weights)
+    out = ly.matrices(weights, "weights")
     if out[-1].shape[-2] != 1:
         raise ValueError(f"weights: must have a single output, got {out[-1].shape[-2]}")
     checks.integer(width, "width", 1)
@@ -186,7 +185,7 @@ def side_by_side(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tens
     >>> [w.tolist() for w in side_by_side(u, v)]
     [[[1.0, 0.0], [0.0, 1.0]], [[2.0, 3.0]]]
     """
-    a, b = ly.matrices(first), ly.matrices(second)
+    a, b = ly.matrices(first, "first"), ly.matrices(second, "second")
     same = len(a) == len(b) and all(u.shape[:-2] == v.shape[:-2] for u, v in zip(a, b, strict=True))
     if not same or a[0].shape[-1] != b[0].shape[-1] or a[-1].shape[-2] != b[-1].shape[-2]:
         raise ValueError("second: must have the depth, inputs, outputs and leading dimensions of first")
