@@ -34,7 +34,7 @@ from implicitreg.reproduce.cli import main
         ("reproduce --seed", "seed"),
         ("reproduce --output README.md", "cannot write to README.md/book-seed0: Not a directory"),
         ("reproduce --output README.md/deep", "cannot write to README.md/deep/book-seed0: Not a directory"),
-        ("nosuch", "nosuch.*commands: reproduce, verdicts, render, record, diff"),
+        ("nosuch", "nosuch.*commands: reproduce, verdicts, render, record, keep, diff"),
         ("verdicts nosuch", "no run 'nosuch'.*recorded"),
         ("render nosuch", "no run 'nosuch'"),
         ("diff recorded nosuch", "no run 'nosuch'"),
