@@ -1,4 +1,15 @@
-"""After the table of times: cost per seed and step, and the ratio to the plain loop of the same run."""
+"""One thread for every benchmark; after the table of times, cost per seed and step, and ratio to the alternative."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter, config):

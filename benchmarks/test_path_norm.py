@@ -35,14 +35,6 @@ REAL_EPOCHS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(*sizes):
     return perceptron(gaussian_weights(sizes, torch.Generator().manual_seed(0), dtype=torch.float32))
 

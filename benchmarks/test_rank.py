@@ -16,14 +16,6 @@ STEPS = 2000
 PROBLEM = two_by_two()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def starts(n, std):
     return gaussian_matrices(n, std, torch.Generator().manual_seed(0), determinant_sign=1)
 

@@ -14,14 +14,6 @@ CUBE, HYPERCUBE = (8,) * 3, (8,) * 4
 COUNTS = (50, 100, 150, 200, 250, 300, 350, 400, 450, 511)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def setting(dims, count, n, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     target = low_rank_tensors(1, dims, 1, generator)[0].to(dtype)

@@ -117,3 +117,16 @@ def test_pictures_outside_the_notebooks_are_those_of_the_notebooks():
     assert copies
     for copy in copies:
         assert copy.read_bytes() == recorded[copy.stem], f"{copy.name} is not the recorded figure: make record"
+
+
+def test_larger_runs_that_were_kept_come_to_the_verdicts_they_state():
+    """Their claims are shown by today's rules, from the samples: the file must not say anything else."""
+    claims = load_all(ROOT / "book")
+    for path in ROOT.glob("evidence/*/*/claims.json"):
+        kept = json.loads(path.read_text("utf-8"))
+        samples = {entry["id"]: Evidence.from_json(entry) for entry in kept["evidence"]}
+        assert samples.keys() == {stated["id"] for stated in kept["claims"]}
+        for stated in kept["claims"]:
+            evidence = samples[stated["id"]]
+            judged = judge(claims[stated["id"]], evidence, evidence.scale).record(notebook=stated["notebook"])
+            assert judged == stated, stated["id"]

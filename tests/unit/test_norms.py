@@ -259,7 +259,7 @@ def test_group_norm_against_its_definition():
         ("(_matrix(layer), p, dim=-1)", "(_matrix(layer), p, dim=-2)"),  # outgoing weights
         ("(row, q, dim=-1)", "(row, p, dim=-1)"),
         ("(_matrix(layer), p,", "(_matrix(layer), q,"),
-        ("return _product([", "return sum(["),
+        ("for row in rows]).prod(0)", "for row in rows]).sum(0)"),
     ],
 )
 def test_mutants_of_the_group_norm_are_caught(right, wrong):

@@ -160,8 +160,8 @@ def train_networks(
         raise ValueError(f"loss: must be one of {', '.join(LOSSES)}, got {loss!r}")
     if method not in METHODS:
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
-    if not (0 <= checks.number(alpha) < 1 and (alpha == 0 or method == "ddp-sgd")):
-        raise ValueError(f"alpha: must be in [0, 1), and 0 where the method is not 'ddp-sgd', got {alpha!r}")
+    if checks.fraction(alpha, "alpha") and method != "ddp-sgd":
+        raise ValueError(f"alpha: must be 0 where the method is not 'ddp-sgd', got {alpha!r}")
     if len(shuffles) != m:
         raise ValueError(f"shuffles: must hold one generator for each of {m} members, got {len(shuffles)}")
     for generator in shuffles:

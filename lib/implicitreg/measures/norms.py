@@ -96,13 +96,6 @@ def _matrix(layer: ly.Layer) -> Tensor:
     return layer.weight if layer.kind == ly.LINEAR else layer.weight.flatten(1)
 
 
-def _product(factors: Sequence[Tensor]) -> Tensor:
-    result = factors[0]
-    for factor in factors[1:]:
-        result = result * factor
-    return result
-
-
 def group_norm(model: ly.Network, p: float, q: float) -> Tensor:
     r"""Return the product over layers of the group norms, :math:`\gamma_{p,q} = \prod_i \|W_i\|_{p,q}`.
 
@@ -150,7 +143,7 @@ def group_norm(model: ly.Network, p: float, q: float) -> Tensor:
 def group_product(found: Sequence[ly.Layer], p: float, q: float) -> Tensor:
     """Return `group_norm` of layers whose weights are known to be finite."""
     rows = [torch.linalg.vector_norm(_matrix(layer), p, dim=-1) for layer in found if layer.affine]
-    return _product([torch.linalg.vector_norm(row, q, dim=-1) for row in rows])
+    return torch.stack([torch.linalg.vector_norm(row, q, dim=-1) for row in rows]).prod(0)
 
 
 def frobenius_product(model: ly.Network) -> Tensor:
@@ -226,7 +219,7 @@ def operator_product(found: Sequence[ly.Layer], input_shape: Sequence[int] | Non
                 w = layer.weight
                 norms.append(w.abs().amax() if layer.kind == ly.BATCH_NORM else _largest_singular_value(w))
             a = after
-    return _product(norms)
+    return torch.stack(norms).prod(0)
 
 
 def _largest_singular_value(w: Tensor) -> Tensor:
