@@ -150,7 +150,7 @@ def test_a_step_size_and_a_weight_decay_for_each_member():
         ("eta = eta * decay", "pass"),
         ("v.addcmul_(w[i], shrink)", "pass"),
         ("back /= losses.shape[-1]", "back /= batch"),  # the last batch is smaller
-        ("mean = total / n", "mean = total / batch"),
+        ("else total / n", "else total / batch"),
         ("gradient / scales[i]", "gradient / scales[i].sqrt()"),
         ("squares[i].addcmul_(gradient, gradient)", "squares[i] = gradient.square()"),
         ("threshold_backward(torch.bmm(w[i].mT, back), h, 0)", "threshold_backward(torch.bmm(w[i].mT, back), h, -1)"),
@@ -334,6 +334,104 @@ def test_path_sgd_is_that_of_the_optimizer():
             torch.testing.assert_close(a[i], b.detach(), rtol=1e-9, atol=1e-12)
 
 
+# Dropout
+
+
+def thinned(weights, x, y, source, dropout, *, lr, epochs, momentum=0.0, loss="cross_entropy"):
+    """Train one network with autograd and masks written out; return weights and losses of the whole network."""
+    parameters = [w.clone().requires_grad_() for w in weights]
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+    each = {"cross_entropy": cross_entropy, "truncated": truncated_cross_entropy}[loss]
+    history = []
+    for _ in range(epochs):
+        for index in torch.randperm(len(x), generator=source).split(BATCH):
+            optimizer.zero_grad()
+            h = x[index]
+            for w in parameters[:-1]:
+                h = (h @ w.T).relu()
+                stays = torch.rand(h.T.shape, generator=source).T.ge(dropout)
+                h = h * stays / (1 - dropout)
+            each(h @ parameters[-1].T, y[index]).mean().backward()
+            optimizer.step()
+        history.append(each(outputs([w.detach() for w in parameters], x), y).mean().item())
+    return [w.detach() for w in parameters], history
+
+
+def check_dropout(monkeypatch):
+    # More samples than one chunk of the loss holds.
+    monkeypatch.setattr(ensemble_module, "_CHUNK", 16)
+    for hidden, dropout, options in (
+        ((8,), 0.5, {}),
+        ((6, 7), 0.25, {"momentum": 0.9, "loss": "truncated"}),
+        ((), 0.5, {}),
+    ):
+        weights, x, y = setting(hidden)
+        how = {"lr": 0.1, "epochs": EPOCHS, **options}
+        for shared in (False, True):
+            data = (x[0], y[0]) if shared else (x, y)
+            result = train_networks(weights, *data, batch=BATCH, shuffles=shuffles(), dropout=dropout, **how)
+            for i, source in enumerate(shuffles()):
+                own = (x[0], y[0]) if shared else (x[i], y[i])
+                expected, history = thinned([w[i] for w in weights], *own, source, dropout, **how)
+                for a, b in zip(result.weights, expected, strict=True):
+                    torch.testing.assert_close(a[i], b, rtol=1e-10, atol=1e-12)
+                assert result.history[i].tolist() == pytest.approx(history, rel=1e-10)
+                assert result.loss[i] == result.history[i, -1]
+
+
+def test_dropout_is_that_of_autograd_and_its_loss_that_of_the_whole_network(monkeypatch):
+    check_dropout(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("where", "right", "wrong"),
+    [
+        ("_train", "back *= kept", "pass"),
+        ("_train", "kept = 1 / (1 - dropout)", "kept = 1.0"),
+        ("_train", "_loss(w, xs, ys, truncated) if dropout else total / n", "total / n"),
+        ("_masks", ">= dropout", "< dropout"),
+        ("_loss", "labels = y[:, low : low + _CHUNK]", "labels = y[:, : x[:, low : low + _CHUNK].shape[1]]"),
+        ("_loss", "clamp_min_(0)", "abs_()"),
+    ],
+)
+def test_mutants_of_dropout_are_caught(monkeypatch, where, right, wrong):
+    source = inspect.getsource(getattr(ensemble_module, where))
+    assert source.count(right) == 1
+    namespace = {**vars(ensemble_module), "_CHUNK": 16}
+    exec(source.replace(right, wrong), namespace)
+    monkeypatch.setattr(ensemble_module, where, namespace[where])
+    with pytest.raises(AssertionError):
+        check_dropout(monkeypatch)
+
+
+def test_members_with_dropout_do_not_influence_each_other():
+    # The stop is tested on the loss of whole networks, or these could not reach it.
+    result = stopping(dropout=0.5, stop=0.4, epochs=80)
+    assert len(set(result.epochs.tolist())) > 1
+    assert result.reached.any()
+
+
+def test_the_loss_at_the_stop_is_that_of_the_network_returned():
+    weights, x, y = setting((12,))
+    y = outputs(weights, x).argmax(-1)
+    start = [w.flip(0) for w in weights]
+    result = train_networks(start, x, y, lr=0.3, epochs=80, batch=BATCH, dropout=0.3, stop=0.3, shuffles=shuffles())
+    exact = cross_entropy(outputs(result.weights, x).transpose(1, 2), y).mean(1)
+    assert result.reached.all()
+    torch.testing.assert_close(result.loss, exact)
+
+
+def test_no_dropout_changes_nothing():
+    weights, x, y = setting((6, 7))
+    arguments = {"lr": 0.1, "epochs": 3, "batch": BATCH}
+    plain = train_networks(weights, x, y, shuffles=shuffles(), **arguments)
+    other = train_networks(weights, x, y, shuffles=shuffles(), dropout=0.0, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, other.weights, strict=True))
+    assert torch.equal(plain.history, other.history)
+    dropped = train_networks(weights, x, y, shuffles=shuffles(), dropout=0.1, **arguments)
+    assert not torch.allclose(plain.weights[0], dropped.weights[0], rtol=1e-3)
+
+
 # What goes in stays; single precision
 
 
@@ -414,6 +512,10 @@ W, X, Y = setting()
         ({"method": "adam"}, ValueError, "method: must be one of sgd, path-sgd, ddp-sgd, adagrad"),
         ({"alpha": 0.5}, ValueError, "alpha: "),
         ({"alpha": 1.0, "method": "ddp-sgd"}, ValueError, "alpha: "),
+        ({"dropout": 1.0}, ValueError, "dropout: must be a number >= 0 and < 1, got 1.0"),
+        ({"dropout": -0.1}, ValueError, "dropout: "),
+        ({"dropout": "0.5"}, ValueError, "dropout: "),
+        ({"dropout": 0.5, "method": "ddp-sgd"}, ValueError, "dropout: must be 0 where the method is 'ddp-sgd'"),
         ({"shuffles": shuffles(2)}, ValueError, "shuffles: must hold one generator for each of 3 members, got 2"),
         ({"shuffles": [0, 1, 2]}, TypeError, "shuffles: must be a torch.Generator"),
     ],

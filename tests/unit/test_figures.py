@@ -1,19 +1,24 @@
 """Figures: what they emit, and that it is the same twice."""
 
 import base64
+import json
+import re
+from html.parser import HTMLParser
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from implicitreg import figures
+from implicitreg.figures import Curve, Frames, Panel
 
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Collect what `figures.show` displays."""
+    """Collect what is displayed."""
     calls = []
-    monkeypatch.setattr(figures, "display", lambda data, **options: calls.append((data, options["metadata"])))
+    monkeypatch.setattr(figures, "display", lambda data, **options: calls.append((data, options.get("metadata"))))
     return calls
 
 
@@ -65,3 +70,217 @@ def test_readable_on_light_and_on_dark():
     for ground in ("#ffffff", "#121212"):
         assert contrast(figures.INK, ground) >= 4
         assert all(contrast(colour, ground) >= 3 for colour in figures.COLOURS), ground
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures that follow a slider
+
+
+class Elements(HTMLParser):
+    """All elements of a fragment, with their attributes; refuses one that is not closed where it was opened."""
+
+    EMPTY = ("input", "path", "circle", "polyline")
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.open, self.script = [], [], ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.script += data
+
+    def all(self, tag, **attributes):
+        return [a for t, a in self.found if t == tag and attributes.items() <= a.items()]
+
+    def data(self):
+        """What the script is given."""
+        return json.loads(re.search(r'getElementById\("[^"]+"\), (.*)\);', self.script)[1])
+
+
+def hat(label="output", **more):
+    return Curve(label, **{"at": [0, 0.25, 1], "y": [0, 3, 0], **more})
+
+
+def explored(shown, *panels, **more):
+    panels = panels or (Panel("output", [hat()]),)
+    given = {"name": "explore-hat", "label": "position", "symbol": "t", "stops": [0, 0.5, 1], "alt": "A hat."}
+    figures.explore(panels, **given | more)
+    data, _ = shown[-1]
+    assert data["text/plain"] == (given | more)["alt"]
+    return Elements(data["text/html"])
+
+
+def test_slider_is_a_labelled_native_control(shown):
+    page = explored(shown, start=1, stops=[0, 0.5, 1])
+    (control,) = page.all("input")
+    assert control["type"] == "range"
+    assert (control["min"], control["max"], control["step"], control["value"]) == ("0", "2", "1", "1")
+    assert page.all("label", **{"for": control["id"]})
+    assert page.all("output", **{"for": control["id"]})
+    assert page.all("div", id="explore-hat", role="group", **{"aria-label": "A hat."})
+    assert page.all("p", role="status")
+    # Dead controls are not shown: the script takes the place of the note.
+    assert "hidden" in page.all("div", **{"class": "ir-body"})[0]
+    assert "hidden" not in page.all("p", **{"class": "ir-note"})[0]
+
+
+def test_nothing_is_loaded(shown):
+    page = explored(shown, frames=Frames("a blend", [0, 1], [[[0]], [[1]]]))
+    assert not [a for _, a in page.found if {"src", "href", "onload", "onclick"} & a.keys()]
+    assert not re.search(r"https?:|@import|url\(|fetch|import\(", shown[-1][0]["text/html"])
+
+
+def test_curves_are_drawn_where_the_script_puts_the_marker(shown):
+    page = explored(shown)
+    data = page.data()
+    left, right, top, bottom = data["plane"]
+    (panel,) = data["panels"]
+    points = [tuple(map(float, p.split(","))) for p in page.all("polyline")[0]["points"].split()]
+    low, high, log = panel["y"]
+    across = [left, left + (right - left) / 4, right]
+    up = [panel["low"] + (y - low) / (high - low) * (top + 4 - panel["low"]) for y in (0, 3, 0)]
+    assert not log
+    assert panel["low"] < bottom
+    assert points == [pytest.approx(p, abs=0.051) for p in zip(across, up, strict=True)]
+
+
+def test_data_of_curves(shown):
+    curves = [
+        Curve("falling", at=[1, 0.5, 0], y=[3, 2, 1]),
+        Curve("steps", at=[0, 1 / 3, 1], y=[1, -2 / 3]),
+    ]
+    data = explored(shown, Panel("both", curves), readouts=[hat("kinks")]).data()
+    falling, steps = data["panels"][0]["curves"]
+    assert falling == {"label": "falling", "at": [0, 0.5, 1], "y": [1, 2, 3], "step": False}
+    assert steps == {"label": "steps", "at": [0, 0.3333, 1], "y": [1, -0.6667], "step": True}
+    assert data["readouts"][0]["label"] == "kinks"
+    assert data["stops"] == [0, 0.5, 1]
+
+
+def test_step_functions_are_drawn_as_stairs(shown):
+    page = explored(shown, Panel("slope", [Curve("steps", at=[0, 0.5, 1], y=[0, 1])]))
+    points = [tuple(map(float, p.split(","))) for p in page.all("polyline")[0]["points"].split()]
+    assert len(points) == 4
+    assert points[0][1] == points[1][1] > points[2][1] == points[3][1]
+    assert points[1][0] == points[2][0]
+
+
+def test_phase_portraits_have_two_axes_of_their_own(shown):
+    turn = Curve("orbit", at=[0, 1, 2], x=[1, 0, -1], y=[0, 1, 0], marks=[1])
+    page = explored(shown, Panel("b", [turn], x_label="a"), stops=[0, 1, 2])
+    panel = page.data()["panels"][0]
+    assert panel["x"][:2] == [-1, 1]
+    assert panel["curves"][0]["x"] == [1, 0, -1]
+    assert not page.all("path", **{"class": "ir-at"})
+    assert len(page.all("path", **{"class": "ir-beads"})) == 1
+
+
+def test_falling_stops_turn_the_axis(shown):
+    loss = [1.0, 0.1, 0.01]
+    page = explored(shown, Panel("norm", [Curve("norm", at=loss, y=loss)], log=True), stops=loss, log=True)
+    panel = page.data()["panels"][0]
+    assert panel["x"] == [1, 0.01, True]
+    assert panel["y"] == [0.01, 1, True]
+    x = [float(p.split(",")[0]) for p in page.all("polyline")[0]["points"].split()]
+    assert x == sorted(x, reverse=True)  # data is kept rising, and drawn from the right
+    assert "10⁻²" in shown[-1][0]["text/html"]
+
+
+def test_marks_are_strokes_within_the_segment(shown):
+    page = explored(shown, Panel("output", [hat(marks=[0.25, 0.5, 7])]))
+    (rug,) = page.all("path", **{"class": "ir-rug"})
+    assert rug["d"].count("M") == 2
+
+
+def test_blend_of_two_pictures(shown):
+    page = explored(shown, frames=Frames("From 3 to <8>", [0, 1], [[[0, 16], [8, 8]], [[0, 0], [0, 4]]]))
+    frames = page.data()["frames"]
+    assert frames["size"] == [2, 2]
+    assert frames["grey"] == [[0, 255, 127.5, 127.5], [0, 0, 0, 63.75]]
+    (canvas,) = page.all("canvas")
+    assert canvas == {"width": "2", "height": "2", "role": "img", "aria-label": "From 3 to <8>"}
+
+
+def test_labels_are_text_everywhere(shown):
+    bad = "</script><b onload='x'>&\"\u2028"
+    page = explored(
+        shown,
+        Panel(bad, [hat(bad)], x_label=bad),
+        readouts=[hat(bad)],
+        frames=Frames(bad, [0, 1], [[[0]], [[1]]]),
+        **{key: bad for key in ("label", "symbol", "alt")},
+    )
+    assert len(page.all("script")) == 1
+    assert not any("onload" in a for _, a in page.found)
+    assert page.data()["panels"][0]["curves"][0]["label"] == bad
+    assert "\u2028" not in page.script
+
+
+def test_the_same_text_twice_and_no_clash(shown):
+    noise = np.random.default_rng(0).normal(size=50)
+    for name, more in (("a", noise), ("a", noise * (1 + 1e-9)), ("b", noise)):
+        explored(shown, Panel("noise", [Curve("noise", at=np.arange(50), y=more)]), name=name, stops=[0, 49])
+    first, again, other = (data["text/html"] for data, _ in shown)
+    assert first == again
+    ids = [{a["id"] for _, a in Elements(html).found if "id" in a} for html in (first, other)]
+    assert not ids[0] & ids[1]
+
+
+@pytest.mark.parametrize(
+    ("panels", "more", "error", "words"),
+    [
+        ([], {}, ValueError, "panels: must hold at least one panel"),
+        (["output"], {}, TypeError, r"panels\[0\]: must be a Panel, got str"),
+        ([Panel("", [hat()])], {}, ValueError, r"panels\[0\].title: must not be empty"),
+        ([Panel("f", [])], {}, ValueError, r"panels\[0\].curves: must hold at least one curve"),
+        ([Panel("f", [3])], {}, TypeError, r"panels\[0\].curves\[0\]: must be a Curve, got int"),
+        ([Panel("f", [hat(" ")])], {}, ValueError, r"panels\[0\].curves\[0\].label: must not be empty"),
+        ([Panel("f", [hat(at=[0, 1, 0.5])])], {}, ValueError, r"at: must be rising or falling$"),
+        ([Panel("f", [hat(at=[0])])], {}, ValueError, r"at: must have shape \(n,\) with n >= 2, got \(1,\)"),
+        ([Panel("f", [hat(y=[1])])], {}, ValueError, r"y: must have shape \(3,\) or \(2,\), got \(1,\)"),
+        ([Panel("f", [hat(y=[1, float("nan"), 2])])], {}, ValueError, r"y: must be finite"),
+        ([Panel("f", [hat(y=["a", "b", "c"])])], {}, ValueError, r"y: must be numbers, got list"),
+        ([Panel("f", [hat(x=[1, 2])], x_label="a")], {}, ValueError, r"x: must have the shape of at and y"),
+        ([Panel("f", [hat(x=[1, 2, 3])])], {}, ValueError, r"x_label: must name what the curves' x is"),
+        ([Panel("f", [hat(x=[1, 2, 3]), hat()], x_label="a")], {}, ValueError, "either all or none"),
+        ([Panel("f", [hat(colour=5)])], {}, ValueError, "colour: must be less than 5, got 5"),
+        ([Panel("f", [hat()], log=True)], {}, ValueError, "must be > 0 on a logarithmic axis"),
+        (None, {"log": True}, ValueError, "stops: must be > 0 on a logarithmic axis"),
+        (None, {"stops": [0, 0, 1]}, ValueError, "stops: must be strictly rising or falling, to 4 significant digits"),
+        (None, {"stops": [[0, 1]]}, ValueError, r"stops: must have shape \(n,\)"),
+        (None, {"start": 3}, ValueError, "start: must be less than the number of stops, 3, got 3"),
+        (None, {"start": -1}, ValueError, "start: must be an integer >= 0, got -1"),
+        (None, {"name": "Über uns"}, ValueError, "name: must be small letters"),
+        (None, {"alt": " "}, ValueError, "alt: must not be empty"),
+        (None, {"symbol": ""}, ValueError, "symbol: must not be empty"),
+        (None, {"frames": "no"}, TypeError, "frames: must be Frames, got str"),
+        (
+            None,
+            {"frames": Frames("f", [0, 1], [[1]])},
+            ValueError,
+            r"frames.pixels: must have shape \(2, height, width\)",
+        ),
+        (None, {"readouts": [hat(), 1]}, TypeError, r"readouts\[1\]: must be a Curve, got int"),
+    ],
+)
+def test_refusals(shown, panels, more, error, words):
+    with pytest.raises(error, match=words):
+        figures.explore(
+            [Panel("f", [hat()])] if panels is None else panels,
+            **{"name": "x", "label": "l", "symbol": "t", "stops": [0, 0.5, 1], "alt": "a"} | more,
+        )
+    assert shown == []

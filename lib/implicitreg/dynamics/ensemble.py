@@ -20,6 +20,9 @@ LOSSES = ("cross_entropy", "truncated")
 # memory traffic than it saves in overhead.
 _WORKING_SET = 2**18
 
+# Samples at a time where a loss is taken of all of them.
+_CHUNK = 512
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -31,7 +34,7 @@ class Trained:
         Trained matrices, shapes ``(m, h_i, h_{i-1})``.
     loss
         Running mean of the minibatch losses over each member's last epoch, shape ``(m,)``; NaN or infinite where
-        training diverged.
+        training diverged. With dropout: the loss of the whole network on the training set after that epoch.
     history
         The same for every epoch, shape ``(m, epochs)``; NaN after a member has stopped.
     epochs
@@ -63,6 +66,7 @@ def train_networks(
     loss: Literal["cross_entropy", "truncated"] = "cross_entropy",
     method: Method = "sgd",
     alpha: float = 0.0,
+    dropout: float = 0.0,
 ) -> Trained:
     r"""Train an ensemble of ReLU networks without biases by minibatch descent, each on data of its own.
 
@@ -73,7 +77,8 @@ def train_networks(
     where g is the gradient of the minibatch's mean loss, and κ = 1 for ``"sgd"``, `path_scales` for ``"path-sgd"``,
     `data_path_scales` of the minibatch for ``"ddp-sgd"``, and :math:`\sqrt{\sum g^2} + 10^{-8}` for ``"adagrad"``.
     A member stops as soon as the mean of its minibatch losses over an epoch, each taken before its step, is below
-    ``stop``, or when it diverges; the others go on.
+    ``stop``, or when it diverges; the others go on. With dropout these losses are those of thinned networks, so that
+    the loss of the whole network on the training set after the epoch takes the place of their mean.
 
     Parameters
     ----------
@@ -105,6 +110,9 @@ def train_networks(
         What divides the gradient.
     alpha
         Dependence on data of ``"ddp-sgd"``, in [0, 1).
+    dropout
+        Probability p in [0, 1) with which the output of a hidden unit is set to 0, for each sample of a minibatch
+        anew, drawn from the member's generator; the others are multiplied by :math:`1/(1-p)`. Not for ``"ddp-sgd"``.
 
     Returns
     -------
@@ -119,7 +127,7 @@ def train_networks(
     -----
     Cost: gradients are written out, so that a step is six products of matrices for two layers and a handful of
     passes over them; members share these operations as long as they fit into a core's cache. Members do not
-    influence each other.
+    influence each other. With dropout an epoch costs a third more, for the loss after it, and the masks.
 
     Examples
     --------
@@ -162,6 +170,8 @@ def train_networks(
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
     if checks.fraction(alpha, "alpha") and method != "ddp-sgd":
         raise ValueError(f"alpha: must be 0 where the method is not 'ddp-sgd', got {alpha!r}")
+    if checks.fraction(dropout, "dropout") and method == "ddp-sgd":
+        raise ValueError(f"dropout: must be 0 where the method is 'ddp-sgd', got {dropout!r}")
     if len(shuffles) != m:
         raise ValueError(f"shuffles: must hold one generator for each of {m} members, got {len(shuffles)}")
     for generator in shuffles:
@@ -177,7 +187,7 @@ def train_networks(
             members = torch.arange(lowest, min(m, lowest + together))
             _train(
                 final, x, y, rates, decays, members, shuffles, history, trained,
-                epochs, batch, schedule, decay, stop, loss == "truncated", method, alpha,
+                epochs, batch, schedule, decay, stop, loss == "truncated", method, alpha, dropout,
             )  # fmt: skip
     last = history.gather(1, (trained - 1).to(history.device)[:, None])[:, 0]
     return Trained(weights=final, loss=last, history=history, epochs=trained, reached=last < stop)
@@ -204,7 +214,7 @@ def _train(
     final: list[Tensor], x: Tensor, y: Tensor, rates: Tensor, decays: Tensor, members: Tensor,
     shuffles: Sequence[torch.Generator], history: Tensor, trained: Tensor,
     epochs: int, batch: int, momentum: tuple[float, float, float], decay: float, stop: float, truncated: bool,
-    method: Method, alpha: float,
+    method: Method, alpha: float, dropout: float,
 ) -> None:  # fmt: skip
     """Train ``members`` together; write their weights, losses and numbers of epochs where they belong."""
     device = final[0].device
@@ -216,6 +226,7 @@ def _train(
     wide = (-1, 1, 1)
     eta, shrink = rates[members].view(wide), decays[members].view(wide)
     shrinks = bool((shrink > 0).any())
+    kept = 1 / (1 - dropout)
     for epoch in range(epochs):
         mu = min(momentum[2], momentum[0] + momentum[1] * epoch)
         order = torch.stack([torch.randperm(n, generator=shuffles[i]) for i in members.tolist()]).to(device)
@@ -226,6 +237,8 @@ def _train(
             hidden = [xe[:, low : low + batch].mT]
             for each in w[:-1]:
                 hidden.append(torch.bmm(each, hidden[-1]).clamp_min_(0))
+                if dropout:
+                    hidden[-1].mul_(_masks(hidden[-1], dropout, [shuffles[i] for i in members.tolist()])).mul_(kept)
             losses, back = score_gradient(
                 torch.bmm(w[-1], hidden[-1]), ye[:, low : low + batch], truncated=truncated, dim=-2
             )
@@ -252,11 +265,14 @@ def _train(
                     v.addcmul_(w[i], shrink)
                 steps.append((i, v))
                 if i:
+                    # What a mask has set to 0 counts as switched off.
                     back = torch.ops.aten.threshold_backward(torch.bmm(w[i].mT, back), h, 0)
+                    if dropout:
+                        back *= kept
             for i, v in steps:
                 w[i].addcmul_(v, eta, value=-1)
         eta = eta * decay
-        mean = total / n
+        mean = _loss(w, xs, ys, truncated) if dropout else total / n
         history[members, epoch] = mean
         trained[members] = epoch + 1
         going = torch.isfinite(mean) & (mean >= stop)
@@ -271,6 +287,25 @@ def _train(
             xs, ys, eta, shrink = (each if len(each) == 1 < len(keep) else each[keep] for each in (xs, ys, eta, shrink))
     for f, each in zip(final, w, strict=True):
         f[members] = each
+
+
+def _masks(hidden: Tensor, dropout: float, sources: Sequence[torch.Generator]) -> Tensor:
+    """Return which outputs of hidden units stay, each member's from its own generator, as ``hidden`` is shaped."""
+    drawn = [torch.rand(hidden.shape[1:], generator=source) for source in sources]
+    return (torch.stack(drawn) >= dropout).to(hidden)
+
+
+def _loss(w: Sequence[Tensor], x: Tensor, y: Tensor, truncated: bool) -> Tensor:
+    """Return each member's mean loss on all of its samples, nothing dropped."""
+    m, n = len(w[0]), x.shape[1]
+    total = x.new_zeros(m)
+    for low in range(0, n, _CHUNK):
+        h = x[:, low : low + _CHUNK].mT.expand(m, -1, -1)
+        for each in w[:-1]:
+            h = torch.bmm(each, h).clamp_min_(0)
+        labels = y[:, low : low + _CHUNK].expand(m, -1)
+        total += score_gradient(torch.bmm(w[-1], h), labels, truncated=truncated, dim=-2)[0].sum(-1)
+    return total / n
 
 
 def _ordered(data: Tensor, order: Tensor) -> Tensor:

@@ -17,15 +17,18 @@ from implicitreg.nets.factorization import (
     imbalance,
     product,
 )
+from implicitreg.nets.initialisation import he_normal_, he_weights
 from implicitreg.nets.paths import log_path_sum, path_scales, path_sum, shared_path_scales
 from implicitreg.nets.perceptron import gaussian_weights, outputs, perceptron, rescale_nodes, unbalanced_weights
 from implicitreg.nets.recurrent import ReLURecurrent
+from implicitreg.nets.residual import Residual
 from implicitreg.nets.shattering import deepened, hypercube, shattering_network, side_by_side
 
 __all__ = [
     "CPFactorization",
     "DeepLinear",
     "ReLURecurrent",
+    "Residual",
     "balanced_factors",
     "component_norms",
     "cp_factors",
@@ -35,6 +38,8 @@ __all__ = [
     "gaussian_factors",
     "gaussian_matrices",
     "gaussian_weights",
+    "he_normal_",
+    "he_weights",
     "hypercube",
     "identity_factors",
     "imbalance",

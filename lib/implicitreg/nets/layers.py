@@ -1,6 +1,6 @@
 """A feed-forward network as the list of its layers, whatever it was built from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,11 +11,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from implicitreg import checks
+from implicitreg.nets.residual import Residual
 
 Network: TypeAlias = nn.Module | Sequence[Tensor]
 """A module built of supported layers, or the weight matrices of ReLU networks without biases."""
 
-LINEAR, CONV, BATCH_NORM, AVERAGE, MAXIMUM, FLATTEN, POINTWISE = range(7)
+LINEAR, CONV, BATCH_NORM, AVERAGE, MAXIMUM, FLATTEN, POINTWISE, LEAKY, BRANCH, JOIN = range(10)
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _KINDS: dict[type[nn.Module], int] = {
@@ -52,6 +53,13 @@ SUPPORTED = (
 )
 
 
+PIECEWISE_LINEAR: Mapping[type[nn.Module], int] = {
+    **{layer: kind for layer, kind in _KINDS.items() if kind != MAXIMUM},
+    nn.LeakyReLU: LEAKY,
+    Residual: BRANCH,
+}
+"""Layers whose output, along a line, bends where one of their inputs changes its sign, and nowhere else."""
+
 SHARED = "model: a layer that is used twice shares its weights, which is not supported here"
 
 
@@ -74,37 +82,46 @@ class Layer(NamedTuple):
         return self.kind <= BATCH_NORM
 
 
-def modules(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, int]]:
+def modules(
+    network: nn.Module, name: str = "", kinds: Mapping[type[nn.Module], int] = _KINDS, supported: str = SUPPORTED
+) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield name, module and kind of every layer of a module, in order.
+
+    A residual block, where ``kinds`` has it, is yielded before and after the layers of its branch.
 
     Raises
     ------
     TypeError
         A layer is not supported; the message names it.
     """
-    kind = _KINDS.get(type(network))
-    if kind is not None:
+    kind = kinds.get(type(network))
+    if kind == BRANCH:
+        yield name, network, BRANCH
+        branch: Any = network
+        yield from modules(branch.branch, f"{name}.branch" if name else "branch", kinds, supported)
+        yield name, network, JOIN
+    elif kind is not None:
         yield name, network, kind
     elif type(network).forward is nn.Sequential.forward:
         for key, child in network._modules.items():
             if child is not None:
                 path = f"{name}.{key}" if name else key
                 # Asked here too, which spares most layers a generator of their own.
-                kind = _KINDS.get(type(child))
-                if kind is None:
-                    yield from modules(child, path)
+                kind = kinds.get(type(child))
+                if kind is None or kind == BRANCH:
+                    yield from modules(child, path, kinds, supported)
                 else:
                     yield path, child, kind
     else:
         # A subclass that computes the same, such as a parametrised layer, is what it inherits from.
-        for base, kind in _KINDS.items():
+        for base, kind in kinds.items():
             if isinstance(network, LazyModuleMixin):  # it has no weights yet
                 break
-            if isinstance(network, base) and type(network).forward is base.forward:
+            if kind != BRANCH and isinstance(network, base) and type(network).forward is base.forward:
                 yield name, network, kind
                 return
         where = f" (at {name!r})" if name else ""
-        raise TypeError(f"model: unsupported layer {type(network).__name__}{where}; supported are {SUPPORTED}")
+        raise TypeError(f"model: unsupported layer {type(network).__name__}{where}; supported are {supported}")
 
 
 @contextmanager
@@ -165,7 +182,7 @@ def _weighted(kind: int, name: str, module: Any) -> Layer:
     return Layer(kind, name, module, weight, parameter(module, "bias", name))
 
 
-def layers(network: Network) -> list[Layer]:
+def layers(network: Network, kinds: Mapping[type[nn.Module], int] = _KINDS, supported: str = SUPPORTED) -> list[Layer]:
     """Return the layers of a network in order, batch norms folded where they follow a layer with weights.
 
     Parameters
@@ -173,6 +190,8 @@ def layers(network: Network) -> list[Layer]:
     network
         A module built of supported layers, or a sequence of weight matrices ``(..., h_i, h_{i-1})`` of ReLU
         networks without biases, whose leading dimensions are networks.
+    kinds, supported
+        The layers that are supported, and how to say so.
 
     Raises
     ------
@@ -185,7 +204,7 @@ def layers(network: Network) -> list[Layer]:
         return [Layer(LINEAR, f"weights[{i}]", None, w) for i, w in enumerate(matrices(network))]
     found: list[Layer] = []
     units: int | None = None  # of a linear layer without anything but a ReLU or batch norm behind it
-    for name, module, kind in modules(network):
+    for name, module, kind in modules(network, "", kinds, supported):
         if kind <= CONV:
             layer = _weighted(kind, name, module)
             found.append(layer)
@@ -209,7 +228,7 @@ def layers(network: Network) -> list[Layer]:
             if kind == MAXIMUM and module.return_indices:
                 raise TypeError(f"model: return_indices=True of {name!r} is not supported")
             found.append(Layer(kind, name, module))
-        if CONV <= kind < POINTWISE and kind != BATCH_NORM:
+        if kind in (CONV, AVERAGE, MAXIMUM, FLATTEN, BRANCH, JOIN):
             units = None
     dtypes = {layer.weight.dtype: layer.name for layer in found if layer.weight is not None}
     if not dtypes:
