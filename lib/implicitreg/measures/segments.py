@@ -1,8 +1,9 @@
 """A piecewise linear network along the segment between two inputs: exact breakpoints, slopes and gradient gaps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ _SUPPORTED = (
 _TOGETHER = 2.0**-40
 
 # Numbers that the rows of one program hold in a layer: as much as a core's cache takes in.
-_WORKING_SET = 2**18
+_WORKING_SET = 2**19
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -231,7 +232,7 @@ class Straightness:
         squares = self.total_gap_variance
         if kind == "centered":
             squares = squares - self.end / self.breakpoints.clamp_min(1)[:, None]
-        return _ratio(squares.mean(-1).sum(), self.breakpoints.sum()) ** 0.5
+        return math.sqrt(_ratio(squares.mean(-1).sum(), self.breakpoints.sum()))
 
     def non_straightness(self) -> float:
         r"""Return :math:`\delta^2 / (\delta^2 + \bar s^2)` from the means of δ² and of s̄²; 0 for constant outputs."""
@@ -757,25 +758,22 @@ class _Rows:
         owner = switches[(number.cumsum(0) - number)[at]]
         breakpoints = (self.lasts - firsts - 1).tolist()
         pieces = [n + 1 for n in breakpoints]
-        found: list[Sequence[Tensor]] = [
-            torch.split(each, breakpoints) for each in (self.t[at], *owner[:, 1:].unbind(1), number[at])
-        ]
-        found += [
-            torch.split(slopes[piece], pieces),
-            torch.split(slopes[at] - slopes[at - 1], breakpoints),
-            torch.split(values[at], breakpoints),
-            torch.stack([values[firsts], values[self.lasts]], 1).unbind(0),
-        ]
         jacobians: Sequence[Tensor | None] = [None] * len(x0)
         if gradients:
             start = piece.nonzero()[:, 0]
             middle = ((self.t[start] + self.t[start + 1]) / 2).reshape(-1, *[1] * (x0.ndim - 1))
             x = torch.lerp(x0[own[start]], x1[own[start]], middle)
             jacobians = torch.split(program.gradients(x, self.segment[start]), pieces)
-        return [
-            SegmentProfile(*each, length=length, gradients=jacobian)
-            for each, length, jacobian in zip(zip(*found, strict=True), self.length.tolist(), jacobians, strict=True)
+        found: list[Sequence[Any]] = [
+            *(torch.split(each, breakpoints) for each in (self.t[at], *owner[:, 1:].unbind(1), number[at])),
+            torch.split(slopes[piece], pieces),
+            torch.split(slopes[at] - slopes[at - 1], breakpoints),
+            torch.split(values[at], breakpoints),
+            torch.stack([values[firsts], values[self.lasts]], 1).unbind(0),
+            self.length.tolist(),
+            jacobians,
         ]
+        return [SegmentProfile(*each) for each in zip(*found, strict=True)]
 
 
 def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
