@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from implicitreg import figures
-from implicitreg.figures import Curve, Frames, Panel
+from implicitreg.figures import Curve, Frames, Panel, explorer, plots
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """Collect what is displayed."""
     calls = []
-    monkeypatch.setattr(figures, "display", lambda data, **options: calls.append((data, options.get("metadata"))))
+    for module in (explorer, plots):
+        monkeypatch.setattr(module, "display", lambda data, **options: calls.append((data, options.get("metadata"))))
     return calls
 
 
@@ -107,7 +108,7 @@ class Elements(HTMLParser):
         return [a for t, a in self.found if t == tag and attributes.items() <= a.items()]
 
     def data(self):
-        """What the script is given."""
+        """Return what the script is given."""
         return json.loads(re.search(r'getElementById\("[^"]+"\), (.*)\);', self.script)[1])
 
 
@@ -222,7 +223,7 @@ def test_labels_are_text_everywhere(shown):
         Panel(bad, [hat(bad)], x_label=bad),
         readouts=[hat(bad)],
         frames=Frames(bad, [0, 1], [[[0]], [[1]]]),
-        **{key: bad for key in ("label", "symbol", "alt")},
+        **dict.fromkeys(("label", "symbol", "alt"), bad),
     )
     assert len(page.all("script")) == 1
     assert not any("onload" in a for _, a in page.found)

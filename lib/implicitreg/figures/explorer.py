@@ -1,124 +1,20 @@
-"""How results look: one style for every figure, readable on light and on dark ground, and one way to show it."""
+"""Figures that follow a slider: charts computed here, moved by a short script in the page."""
 
-import base64
-import io
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from IPython.display import display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from implicitreg import checks
-
-INK = "#767676"
-"""Axes, ticks and text: contrast of at least 4:1 on white and on the book's dark ground alike."""
-
-COLOURS = ("#2F86D6", "#D55E00", "#009E73", "#AA5FB9", "#B58900")
-"""Distinguishable with any common colour blindness, at least 3:1 on white and on dark ground."""
-
-
-def style() -> None:
-    """Set the book's look: transparent ground, mid-grey ink, the palette, no needless lines.
-
-    Examples
-    --------
-    >>> style()
-    >>> mpl.rcParams["text.color"]
-    '#767676'
-    """
-    # A figure made before any backend is chosen would be shown a second time by the inline backend.
-    plt.switch_backend(mpl.get_backend())
-    colours = ["axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"]
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette=list(COLOURS),
-        rc={
-            **dict.fromkeys(colours, INK),
-            "axes.facecolor": "none",
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "none",
-            "font.family": "DejaVu Sans",
-            "grid.color": INK,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-        },
-    )
-
-
-def bound(ax: Axes, x: ArrayLike, y: ArrayLike, label: str, at: tuple[float, float], **text: Any) -> None:
-    """Draw a theorem's bound: dashed, in ink, named beside the line.
-
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    x, y
-        Points of the line.
-    label
-        Its name.
-    at
-        Position of the name, in data coordinates.
-    **text
-        Further properties of the name, as for `matplotlib.axes.Axes.text`.
-    """
-    ax.plot(x, y, color=INK, linestyle="--", linewidth=1.4, zorder=1)
-    ax.text(at[0], at[1], label, **{"color": INK, "fontsize": "small", **text})
-
-
-def show(fig: Figure, *, alt: str, caption: str, name: str, dpi: int = 150) -> None:
-    """Show a figure once, as a PNG that carries its own alt text, caption and label.
-
-    In the book it becomes a numbered figure that ``{numref}`` finds by ``name``; in Jupyter and on GitHub the
-    caption follows the picture.
-
-    Parameters
-    ----------
-    fig
-        The figure; closed afterwards.
-    alt
-        What the figure shows, with the measured finding, for those who do not see it.
-    caption
-        Markdown; numbers, no roles.
-    name
-        Label, such as ``fig-rank-flow``.
-    dpi
-        Resolution.
-
-    Raises
-    ------
-    ValueError
-        ``alt``, ``caption`` or ``name`` is empty.
-    """
-    for key, value in (("alt", alt), ("caption", caption), ("name", name)):
-        if not value.strip():
-            raise ValueError(f"{key}: must not be empty")
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, transparent=True, bbox_inches="tight", metadata={"Software": None})
-    width = round(fig.get_figwidth() * 100)
-    plt.close(fig)
-    png = base64.b64encode(buffer.getvalue()).decode()
-    meta = {"alt": alt, "caption": caption, "name": name, "width": width}
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": meta})
-    display({"text/markdown": caption}, raw=True, metadata={"text/markdown": {"caption_of": name}})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures that follow a slider
+from implicitreg.figures.plots import COLOURS
 
 Numbers = NDArray[np.float64]
 
@@ -294,8 +190,9 @@ def explore(
         "readouts": beside,
         "frames": shown,
     }
-    html = _FRAGMENT.format(
-        style=_STYLE,
+    style, script, fragment = (_part(kind) for kind in ("css", "js", "html"))
+    html = fragment.format(
+        style=style,
         name=name,
         alt=escape(alt),
         label=escape(label[:1].upper() + label[1:]),
@@ -304,11 +201,16 @@ def explore(
         numbers=f'<ul class="ir-beside">{numbers}</ul>' if numbers else "",
         picture="" if shown is None else _picture(shown),
         charts="".join(chart.html for chart in charts),
-        script=_SCRIPT,
+        script=script,
         # No character that could end the script, whatever the labels are.
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
     display({"text/html": html, "text/plain": alt}, raw=True)
+
+
+def _part(kind: str) -> str:
+    """Return the style, script or skeleton that lies beside this module."""
+    return resources.files("implicitreg.figures").joinpath(f"explorer.{kind}").read_text("utf-8").rstrip("\n")
 
 
 def _text(value: str, name: str) -> str:
@@ -507,117 +409,3 @@ class _Chart:
             f'<g class="ir-lines">{"".join(lines)}</g>{follow}<g class="ir-dots">{"".join(dots)}</g></svg>'
             f"<ul>{''.join(legend)}</ul></div>"
         )
-
-
-_STYLE = """
-.ir-explore { margin: .5rem 0 1rem; color: inherit; font-size: .9rem; line-height: 1.5; }
-.ir-explore [hidden] { display: none !important; }
-.ir-explore ul { list-style: none; margin: 0; padding: 0; }
-.ir-explore li { margin: 0; }
-.ir-explore b { font-weight: 600; font-variant-numeric: tabular-nums; }
-.ir-explore .ir-control { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: center; }
-.ir-explore input { flex: 1 1 9rem; min-width: 0; width: 100%; height: 2rem; margin: 0; accent-color: #2F86D6; }
-.ir-explore output { min-width: 6.5em; font-weight: 600; font-variant-numeric: tabular-nums; }
-.ir-explore .ir-beside { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
-.ir-explore .ir-charts { display: grid; gap: .75rem 1.5rem; margin-top: .5rem; }
-.ir-explore .ir-charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); }
-.ir-explore .ir-chart { max-width: 28rem; min-width: 0; }
-.ir-explore .ir-title { font-weight: 600; }
-.ir-explore .ir-chart > svg { display: block; width: 100%; height: auto; overflow: visible; }
-.ir-explore .ir-chart li svg { width: 22px; height: 8px; }
-.ir-explore svg path, .ir-explore polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
-.ir-explore svg .ir-axes path { stroke: currentColor; stroke-width: 1; opacity: .6; }
-.ir-explore svg text { fill: currentColor; font-size: 11px; text-anchor: middle; }
-.ir-explore svg text.ir-left { text-anchor: end; }
-.ir-explore svg .ir-rug { stroke-width: 1; }
-.ir-explore svg .ir-beads { stroke-width: 6; stroke-linecap: round; }
-.ir-explore svg .ir-at { stroke: currentColor; stroke-width: 1; stroke-dasharray: 2 2; }
-.ir-explore .ir-dots circle { stroke: currentColor; stroke-width: 1.5; }
-.ir-explore .ir-picture { display: flex; gap: 1rem; align-items: center; margin: .5rem 0; }
-.ir-explore canvas { flex: none; width: 6rem; height: auto; border: 1px solid; image-rendering: pixelated; }
-.ir-explore .ir-told { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.text_html:has(> .ir-explore) { background: none !important; color: inherit !important; padding: 0 !important; }
-"""
-
-_SCRIPT = """
-((root, d) => {
-  if (!root) return;
-  const find = s => root.querySelector(s), all = (s, of = root) => [...of.querySelectorAll(s)];
-  const input = find("input"), output = find("output"), told = find(".ir-told"), canvas = find("canvas");
-  const say = v => String(Number.isInteger(v) ? v : Number(v.toPrecision(3))).replaceAll("-", "\\u2212");
-  const bend = log => log ? Math.log : v => v;
-  // The piece that v lies in, and how far along it, as the axis shows it.
-  const piece = (at, v) => {
-    let k = 0;
-    while (k < at.length - 2 && at[k + 1] <= v) k++;
-    const f = bend(d.log), wide = f(at[k + 1]) - f(at[k]);
-    return [k, wide ? Math.min(1, Math.max(0, (f(v) - f(at[k])) / wide)) : 0];
-  };
-  const between = (y, [k, r], log) => {
-    const mix = (1 - r) * bend(log)(y[k]) + r * bend(log)(y[k + 1]);
-    return log ? Math.exp(mix) : mix;
-  };
-  const read = (c, v, log) => {
-    const p = piece(c.at, v);
-    return c.step ? c.y[p[0]] : between(c.y, p, log);
-  };
-  const place = (v, [low, high, log], first, last) => {
-    const f = bend(log);
-    return (first + (f(v) - f(low)) / (f(high) - f(low)) * (last - first)).toFixed(1);
-  };
-  const [left, right, top] = d.plane, charts = all(".ir-chart");
-  let waiting;
-  const move = () => {
-    const v = d.stops[input.value], now = `${d.symbol} = ${say(v)}`, words = [now];
-    output.textContent = now;
-    input.setAttribute("aria-valuetext", now);
-    all(".ir-beside b").forEach((b, i) => {
-      b.textContent = say(read(d.readouts[i], v));
-      words.push(`${d.readouts[i].label}: ${b.textContent}`);
-    });
-    d.panels.forEach((p, i) => {
-      const dots = all("circle", charts[i]), line = charts[i].querySelector(".ir-at");
-      const across = u => place(u, p.x, left + p.pad, right - p.pad);
-      if (line) line.setAttribute("transform", `translate(${across(v)} 0)`);
-      words.push(charts[i].querySelector(".ir-title").textContent);
-      all("b", charts[i]).forEach((b, j) => {
-        const c = p.curves[j], y = read(c, v, p.y[2]), x = c.x ? between(c.x, piece(c.at, v), false) : v;
-        b.textContent = c.x ? `${say(x)}, ${say(y)}` : say(y);
-        dots[j].setAttribute("cx", across(x));
-        dots[j].setAttribute("cy", place(y, p.y, p.low, top + 4));
-        words.push(`${c.label}: ${b.textContent}`);
-      });
-    });
-    if (d.frames) {
-      const [h, w] = d.frames.size, [k, r] = piece(d.frames.at, v), ink = canvas.getContext("2d");
-      const image = ink.createImageData(w, h), [a, b] = [d.frames.grey[k], d.frames.grey[k + 1]];
-      a.forEach((g, i) => {
-        const level = Math.round((1 - r) * g + r * b[i]);
-        image.data.set([level, level, level, 255], 4 * i);
-      });
-      ink.putImageData(image, 0, 0);
-    }
-    // All numbers at once, but only when the slider rests.
-    clearTimeout(waiting);
-    waiting = setTimeout(() => { told.textContent = words.join("; "); }, 700);
-  };
-  find(".ir-body").hidden = false;
-  find(".ir-note").hidden = true;
-  input.addEventListener("input", move);
-  move();
-})"""
-
-_FRAGMENT = """<div class="ir-explore" id="{name}" role="group" aria-label="{alt}">
-<style>{style}</style>
-<p class="ir-note">Here a slider moves along the curves, where scripts run: in the book, and in Jupyter once the
-notebook is trusted or has been run. The figure above shows the same at a glance.</p>
-<div class="ir-body" hidden>
-<div class="ir-control"><label for="{name}-at">{label}</label>
-<input type="range" id="{name}-at" min="0" max="{most}" step="1" value="{start}" autocomplete="off">
-<output for="{name}-at" aria-live="off"></output></div>
-{numbers}{picture}
-<div class="ir-charts">{charts}</div>
-<p class="ir-told" role="status"></p>
-</div>
-</div>
-<script>{script}(document.getElementById("{name}"), {data});</script>"""

@@ -1,0 +1,108 @@
+"""How results look: one style for every figure, readable on light and on dark ground, and one way to show it."""
+
+import base64
+import io
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+INK = "#767676"
+"""Axes, ticks and text: contrast of at least 4:1 on white and on the book's dark ground alike."""
+
+COLOURS = ("#2F86D6", "#D55E00", "#009E73", "#AA5FB9", "#B58900")
+"""Distinguishable with any common colour blindness, at least 3:1 on white and on dark ground."""
+
+
+def style() -> None:
+    """Set the book's look: transparent ground, mid-grey ink, the palette, no needless lines.
+
+    Examples
+    --------
+    >>> style()
+    >>> mpl.rcParams["text.color"]
+    '#767676'
+    """
+    # A figure made before any backend is chosen would be shown a second time by the inline backend.
+    plt.switch_backend(mpl.get_backend())
+    colours = ["axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"]
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=list(COLOURS),
+        rc={
+            **dict.fromkeys(colours, INK),
+            "axes.facecolor": "none",
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "none",
+            "font.family": "DejaVu Sans",
+            "grid.color": INK,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        },
+    )
+
+
+def bound(ax: Axes, x: ArrayLike, y: ArrayLike, label: str, at: tuple[float, float], **text: Any) -> None:
+    """Draw a theorem's bound: dashed, in ink, named beside the line.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    x, y
+        Points of the line.
+    label
+        Its name.
+    at
+        Position of the name, in data coordinates.
+    **text
+        Further properties of the name, as for `matplotlib.axes.Axes.text`.
+    """
+    ax.plot(x, y, color=INK, linestyle="--", linewidth=1.4, zorder=1)
+    ax.text(at[0], at[1], label, **{"color": INK, "fontsize": "small", **text})
+
+
+def show(fig: Figure, *, alt: str, caption: str, name: str, dpi: int = 150) -> None:
+    """Show a figure once, as a PNG that carries its own alt text, caption and label.
+
+    In the book it becomes a numbered figure that ``{numref}`` finds by ``name``; in Jupyter and on GitHub the
+    caption follows the picture.
+
+    Parameters
+    ----------
+    fig
+        The figure; closed afterwards.
+    alt
+        What the figure shows, with the measured finding, for those who do not see it.
+    caption
+        Markdown; numbers, no roles.
+    name
+        Label, such as ``fig-rank-flow``.
+    dpi
+        Resolution.
+
+    Raises
+    ------
+    ValueError
+        ``alt``, ``caption`` or ``name`` is empty.
+    """
+    for key, value in (("alt", alt), ("caption", caption), ("name", name)):
+        if not value.strip():
+            raise ValueError(f"{key}: must not be empty")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, transparent=True, bbox_inches="tight", metadata={"Software": None})
+    width = round(fig.get_figwidth() * 100)
+    plt.close(fig)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    meta = {"alt": alt, "caption": caption, "name": name, "width": width}
+    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": meta})
+    display({"text/markdown": caption}, raw=True, metadata={"text/markdown": {"caption_of": name}})
