@@ -110,7 +110,10 @@ def read(file: DataFile) -> bytes:
     RuntimeWarning
         The file was downloaded, but cannot be written into the cache.
     """
-    import pooch
+    with warnings.catch_warnings():
+        # In a notebook without widgets, pooch's own progress bar asks for them; ours needs none.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import pooch
 
     given = os.environ.get("IMPLICITREG_DATA")
     cache = Path(pooch.os_cache("implicitreg")) / file.dataset
