@@ -362,8 +362,13 @@ def expected_deflection(
 
     - ``"end"``, of the slope at one end from that at the other,
       :math:`E (s_1 - s_0)^2 = 2v/d - 2 \, \partial_u \partial_{u'} K(x_0, x_1)`;
-    - ``"full"``, of the whole gradient, :math:`E \|\nabla f(x_1) - \nabla f(x_0)\|^2
-      = 2v \, [1 - \prod_{l=0}^{L-1} (1 - \theta_l/\pi)]`;
+    - ``"full"``, of the whole gradient,
+
+      .. math:: E \|\nabla f(x_1) - \nabla f(x_0)\|^2 = 2v \, \Big[1 - \kappa_L' - \frac{\cos\theta}{d}
+          \big(\kappa_L - \kappa_L' \cos\theta - \kappa_L'' \sin^2\theta\big)\Big], \quad
+          \kappa_L' = \prod_{l=0}^{L-1} \Big(1 - \frac{\theta_l}{\pi}\Big),
+
+      of which the last term is 0 for one hidden layer, and small in many dimensions;
     - ``"midpoint"``, of the output from the chord, halfway: :math:`E (f_m - (f_0 + f_1)/2)^2`, in units of the output.
 
     Parameters
@@ -392,13 +397,14 @@ def expected_deflection(
     Notes
     -----
     None depends on the width. Exact at any width for one hidden layer; else limits of large widths. The derivatives
-    of the kernel are closed forms: along the line, in polar coordinates of its plane, the angle changes by
-    :math:`\cos\beta / r` and the norm by :math:`\sin\beta` per unit length, so that
+    of the kernel are closed forms. ``"full"`` takes the sum of :math:`\partial_i \partial_i' K` over all directions.
+    Along the line, in polar coordinates of its plane, the angle changes by :math:`\cos\beta / r` and the norm by
+    :math:`\sin\beta` per unit length, so that
 
     .. math:: \partial_u \partial_{u'} K = \frac{v}{d} \big[ \kappa_L (\cos\theta - q) +
         \kappa_L' (\sin^2\theta + q \cos\theta) - \kappa_L'' q \sin^2\theta \big], \quad q = \cos\beta_0 \cos\beta_1,
 
-    with the derivatives of :math:`\kappa_L` taken at :math:`\cos\theta`. For one hidden layer ``"end"`` equals
+    the derivatives of :math:`\kappa_L` taken at :math:`\cos\theta`. For one hidden layer ``"end"`` equals
     `expected_total_gap_variance`, gaps being uncorrelated, as in a random walk; for more it lies below its sum.
 
     Examples
@@ -406,7 +412,7 @@ def expected_deflection(
     >>> x0, x1 = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     >>> expected_deflection(x0, x1, 1, kind="rms")  # 1 / π
     tensor(0.3183, dtype=torch.float64)
-    >>> [round(expected_deflection(x0, x1, L, kind="full").item(), 3) for L in (1, 2, 4)]
+    >>> [round(expected_deflection(x0, x1, L, kind="full").item(), 3) for L in (1, 2, 4)]  # cos θ = 0
     [2.0, 2.794, 3.434]
     >>> walk = expected_total_gap_variance(x0, x1, [1]).item()
     >>> [round(expected_deflection(x0, x1, L, kind="end").item() / (L * walk), 3) for L in (1, 2, 4)]
@@ -420,11 +426,12 @@ def expected_deflection(
     kernel = _compose(ends.theta, depth)
     if kind == "rms":
         return v / d * ends.over * kernel.excess
+    theta, q = ends.theta, ends.q
+    c, s2, slope = theta.cos(), theta.sin() ** 2, kernel.log_slope.exp()
     if kind == "full":
-        return -2 * v * torch.expm1(kernel.log_slope)
+        product = torch.expm1(kernel.log_slope) + c / d * (kernel.value - slope * c - kernel.bend)
+        return torch.where(theta > 0, -2 * v * product, 0.0)
     if kind == "end":
-        theta, q = ends.theta, ends.q
-        c, s2, slope = theta.cos(), theta.sin() ** 2, kernel.log_slope.exp()
         covariance = kernel.value * (c - q) + slope * (s2 + c * q) - kernel.bend * q
         return torch.where(theta > 0, 2 * v / d * (1 - covariance), 0.0)
     # The part of the kernel that is linear in both points has no sag: only the excess counts.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,8 +34,11 @@ _TOGETHER = 2.0**-40
 # Numbers that the rows of one program hold in a layer: as much as a core's cache takes in.
 _WORKING_SET = 2**19
 
+# How many more segments may follow at once: the first ones may have had fewer breakpoints than those that come.
+_GROWTH = 32
 
-@dataclass(frozen=True, eq=False, slots=True)
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class SegmentProfile:
     r"""The outputs of a network along :math:`x_t = (1 - t)\,x_0 + t\,x_1`, as `segment_profile` finds them.
 
@@ -80,7 +83,11 @@ class SegmentProfile:
     outputs: Tensor
     ends: Tensor
     length: float
-    gradients: Tensor | None = field(default=None, repr=False)
+    gradients: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return its sizes."""
+        return f"SegmentProfile({len(self)} breakpoints, {self.ends.shape[1]} outputs, length {self.length:.6g})"
 
     def __len__(self) -> int:
         """Return the number of breakpoints."""
@@ -224,6 +231,8 @@ class Straightness:
 
     def __getitem__(self, index: slice | Tensor) -> "Straightness":
         """Return the selected profiles: a slice, a mask or a tensor of indices."""
+        if not isinstance(index, slice | Tensor):
+            raise TypeError(f"index: must be a slice or a torch.Tensor, got {type(index).__name__}")
         return Straightness(*(every[index] for every in vars(self).values()))
 
     def gap_deviation(self, kind: GapDeviation = GAP_DEVIATION) -> float:
@@ -247,12 +256,14 @@ class Straightness:
         return _ratio(self.end.sum(), self.total_gap_variance.sum())
 
     def relative_sag(self) -> float:
-        """Return the mean sag divided by the mean rise; 0 where no output has a kink."""
+        """Return the mean sag divided by the mean rise; 0 where no output has a kink, else infinite without a rise."""
         return _ratio(self.sag.sum(), self.rise.sum())
 
 
 def _ratio(above: Tensor, below: Tensor) -> float:
     """Return a ratio, 0 where there is nothing above."""
+    if not torch.isfinite(above + below):
+        raise ValueError("profiles: squares of slopes or gaps exceed the range of float64")
     return float(above / below) if above > 0 else 0.0
 
 
@@ -271,7 +282,7 @@ def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
     Raises
     ------
     ValueError
-        No profile.
+        No profile, or profiles of different numbers of outputs.
 
     Examples
     --------
@@ -283,6 +294,8 @@ def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
     """
     if not profiles:
         raise ValueError("profiles: must hold at least one profile")
+    if len({p.ends.shape for p in profiles}) > 1:
+        raise ValueError(f"profiles: must have the same number of outputs, got {[p.ends.shape[1] for p in profiles]}")
     device = profiles[0].slopes.device
     slopes = torch.cat([p.slopes for p in profiles])
     ends = torch.stack([p.ends for p in profiles])
@@ -304,17 +317,19 @@ def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
         return values.new_zeros(len(n), values.shape[1]).index_add_(0, owner, values)
 
     gaps = torch.cat([p.gaps for p in profiles])
-    chord = summed(dt[:, None] * slopes, own)
+    # Relative to the first slopes and outputs, what is straight is so without a rounding error.
+    initial = slopes[first]
+    slopes = slopes - initial[own]
+    mean = summed(dt[:, None] * slopes, own)
     at = own[inner]
-    t = start[inner][:, None]
-    line = (1 - t) * ends[at, 0] + t * ends[at, 1]
+    line = torch.lerp(ends[at, 0], ends[at, 1], start[inner][:, None])
     sag = (torch.cat([p.outputs for p in profiles]) - line).abs()
     return Straightness(
         breakpoints=n,
         total_gap_variance=summed(gaps.square(), at),
-        deflection=summed(dt[:, None] * (slopes - chord[own]).square(), own),
-        chord=chord,
-        end=(slopes[last] - slopes[first]).square(),
+        deflection=summed(dt[:, None] * (slopes - mean[own]).square(), own),
+        chord=initial + mean,
+        end=slopes[last].square(),
         sag=torch.zeros_like(ends[:, 0]).scatter_reduce_(0, at[:, None].expand_as(sag), sag, "amax"),
         rise=(ends[:, 1] - ends[:, 0]).abs(),
     )
@@ -403,7 +418,8 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
         A layer is not supported (the message names it; maximum pooling is one), or an end is no tensor of dtype
         float32 or float64.
     ValueError
-        Ends of different or wrong shapes, or numbers that are not finite.
+        Ends of different or wrong shapes, numbers that are not finite or leave the range of float64, or weights of
+        several networks, which `segment_profiles` takes.
 
     Notes
     -----
@@ -412,7 +428,8 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     are breakpoints below.
 
     A unit whose pre-activation vanishes on a whole piece is off there. A sign change within 1e-12 of another
-    breakpoint is put there, and one within 1e-12 of an end is none. Equal ends have one piece of slope 0.
+    breakpoint is put there, and one within 1e-12 of an end is none. Equal ends have one piece of slope 0. Gaps are
+    differences of slopes, and share their rounding errors: a few 1e-15 of the largest one.
 
     The functional is reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
     Over-parameterized Neural Networks.
@@ -424,10 +441,7 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     >>> profile.t.tolist(), profile.slopes.flatten().tolist(), profile.gaps.item(), profile.switches.item()
     ([0.25], [-1.0, 1.0], 2.0, 2)
     """
-    for x, name in ((x0, "x0"), (x1, "x1")):
-        if not isinstance(x, Tensor):
-            checks.floating(x, name)
-    return segment_profiles(model, x0[None], x1[None], gradients=gradients)[0]
+    return _profiles(model, x0, x1, gradients, single=True)[0]
 
 
 def segment_profiles(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: bool = False) -> list[SegmentProfile]:
@@ -451,7 +465,7 @@ def segment_profiles(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: bo
     Raises
     ------
     TypeError, ValueError
-        As for `segment_profile`.
+        As for `segment_profile`, but for several networks.
 
     Examples
     --------
@@ -460,19 +474,27 @@ def segment_profiles(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: bo
     >>> [profile.t.tolist() for profile in segment_profiles(net, *ends)]
     [[0.5], []]
     """
-    program = _Program(model)
-    starts, stops = program.inputs(x0, "x0"), program.inputs(x1, "x1")
-    if x0.shape != x1.shape:
-        raise ValueError(f"x1: must have the shape of x0, {tuple(x0.shape)}, got {tuple(x1.shape)}")
-    profiles: list[SegmentProfile] = []
-    with torch.no_grad():
+    return _profiles(model, x0, x1, gradients, single=False)
+
+
+def _profiles(model: ly.Network, x0: Tensor, x1: Tensor, gradients: bool, single: bool) -> list[SegmentProfile]:
+    # The C library keeps freed memory only up to the size of the largest block ever freed, else every table is taken
+    # from the system page by page. This block is not touched, and so costs nothing.
+    torch.empty(2**24, dtype=torch.uint8)
+    # Gradients are not to be had of what was made in inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        program = _Program(model)
+        starts, stops = program.inputs(x0, "x0", single), program.inputs(x1, "x1", single)
+        if x0.shape != x1.shape:
+            raise ValueError(f"x1: must have the shape of x0, {tuple(x0.shape)}, got {tuple(x1.shape)}")
+        profiles: list[SegmentProfile] = []
         # The first segment tells how many breakpoints to expect, and so how many segments go together.
         together = 1
         while len(profiles) < len(starts):
             some = slice(len(profiles), len(profiles) + together)
-            rows = program.walk(starts[some], stops[some], first=len(profiles))
-            profiles += rows.profiles(program, starts[some], stops[some], gradients)
-            together = max(1, len(starts[some]) * _WORKING_SET // rows.held)
+            rows = program.walk(starts[some], stops[some], len(profiles), gradients)
+            profiles += rows.profiles(program, starts[some], stops[some])
+            together = max(1, min(len(starts[some]) * _WORKING_SET // rows.held, _GROWTH * together))
     return profiles
 
 
@@ -506,10 +528,10 @@ def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
     >>> input_gradients(net, torch.tensor([[-1.0], [2.0]])).flatten().tolist()
     [-1.0, 1.0]
     """
-    program = _Program(model)
-    inputs = program.inputs(x, "x")
-    segment = torch.arange(len(inputs), device=inputs.device)
-    gradients = program.gradients(inputs, segment)
+    with torch.inference_mode(False), torch.no_grad():
+        program = _Program(model)
+        inputs = program.inputs(x, "x")
+        gradients = program.gradients(inputs, torch.arange(len(inputs), device=inputs.device))
     return gradients if program.networks is None else gradients.reshape(program.networks, -1, *gradients.shape[1:])
 
 
@@ -517,7 +539,7 @@ class _Program:
     """What is done to the rows of a table of inputs, layer by layer."""
 
     def __init__(self, model: ly.Network) -> None:
-        found = ly.layers(model, ly.PIECEWISE_LINEAR, _SUPPORTED)
+        found = ly.layers(model, ly.PIECEWISE_LINEAR, _SUPPORTED, torch.float64)
         ly.finite(model)
         self.networks: int | None = None
         self.each = 1
@@ -531,41 +553,46 @@ class _Program:
             found = [step for layer in found for step in (layer, relu)][:-1]
         self.layers = [
             layer._replace(
-                weight=None if layer.weight is None else layer.weight.detach().double(),
-                bias=None if layer.bias is None else layer.bias.detach().double(),
+                weight=None if layer.weight is None else _ordinary(layer.weight),
+                bias=None if layer.bias is None else _ordinary(layer.bias),
             )
             for layer in found
         ]
         self.device = next(layer.weight.device for layer in self.layers if layer.weight is not None)
 
-    def inputs(self, x: Tensor, name: str) -> Tensor:
-        """Return inputs as a table in float64, with a row for each network and input."""
+    def inputs(self, x: Tensor, name: str, single: bool = False) -> Tensor:
+        """Return inputs, or a single one, as a table in float64 with a row for each network and input."""
         checks.finite(checks.floating(x, name), name)
+        if single and self.networks is not None:
+            raise ValueError(f"model: must be one network, got weights of {self.networks}; segment_profiles takes them")
         first = self.layers[0]
-        dims = 2 if self.networks is None else 3
-        linear = first.kind == ly.LINEAR and first.weight is not None
-        if self.networks is not None and x.ndim == 2:
-            x = x.expand(self.networks, -1, -1)
+        d = first.weight.shape[-1] if first.kind == ly.LINEAR and first.weight is not None else None
+        networks = () if self.networks is None else (self.networks,)
+        table = x[None] if single else x
+        if networks and table.ndim == 2:
+            table = table.expand(*networks, -1, -1)
+        n = len(networks)
         if (
-            x.ndim < 2
-            or 0 in x.shape
-            or (self.networks is not None and (x.ndim != dims or len(x) != self.networks))
-            or (linear and x.shape[-1] != first.weight.shape[-1])  # type: ignore[union-attr]
+            table.ndim < n + 2
+            or 0 in table.shape
+            or table.shape[:n] != networks
+            or (d is not None and table.shape[n + 1 :] != (d,))
         ):
-            d = first.weight.shape[-1] if linear else "..."  # type: ignore[union-attr]
-            shape = f"(n, {d})" if self.networks is None else f"(n, {d}) or ({self.networks}, n, {d})"
+            if single:
+                shape = "(d, ...)" if d is None else f"({d},)"
+            else:
+                shape = f"(n, {'...' if d is None else d})" + (f" or ({networks[0]}, n, {d})" if networks else "")
             raise ValueError(f"{name}: must have shape {shape}, got {tuple(x.shape)}")
-        x = x.detach().to(self.device, torch.float64)
-        if self.networks is not None:
-            self.each = x.shape[1]
-            x = x.flatten(0, 1)
-        return x
+        self.each = table.shape[n]
+        return table.detach().flatten(0, n).to(self.device, torch.float64)
 
     def affine(self, layer: ly.Layer, table: Tensor, segment: Tensor) -> Tensor:
         """Return what a layer without a non-linearity makes of tables ``(..., rows, units)``; bias for the first."""
         tables = table.shape[:2]
         try:
             if layer.kind == ly.LINEAR and layer.weight is not None:
+                if table.ndim != 3:  # what a batch norm behind it normalises would be other units
+                    raise ValueError
                 if self.networks is not None:
                     return self._batched(layer.weight, table, segment)
                 after = F.linear(table, layer.weight)
@@ -574,10 +601,14 @@ class _Program:
                 flat = table.flatten(0, 1)
                 bias = None
                 if layer.kind == ly.CONV and layer.weight is not None:
+                    if flat.ndim != layer.weight.ndim:  # one input without channels looks like channels without inputs
+                        raise ValueError
                     after = ly.convolve(layer, flat, layer.weight)
                     if layer.bias is not None:
                         bias = layer.bias.reshape(-1, *[1] * (after.ndim - 2))
                 elif layer.kind == ly.BATCH_NORM and layer.weight is not None and layer.bias is not None:
+                    if flat.shape[1] != len(layer.weight):
+                        raise ValueError
                     wide = (-1, *[1] * (flat.ndim - 2))
                     after = flat * layer.weight.reshape(wide)
                     bias = layer.bias.reshape(wide)
@@ -604,19 +635,19 @@ class _Program:
         after = padded.reshape(len(table), high - low, most, -1) @ weight[low:high].mT
         return after.flatten(1, 2).index_select(1, place)
 
-    def walk(self, x0: Tensor, x1: Tensor, first: int) -> "_Rows":
+    def walk(self, x0: Tensor, x1: Tensor, first: int, gradients: bool) -> "_Rows":
         """Find the breakpoints of some segments, the first of which is number ``first``."""
-        rows = _Rows(x0, x1, first)
+        rows = _Rows(x0, x1, first, gradients)
         for layer in self.layers:
             if layer.kind == ly.BRANCH:
-                rows.skips.append(rows.table)
+                rows.skips.append(rows.table.clone())  # ReLUs work in place
             elif layer.kind == ly.JOIN:
                 skip = rows.skips.pop()
                 if skip.shape != rows.table.shape:
                     raise ly.misfit(layer, skip.shape[2:], "x0")
                 rows.table = rows.table + skip
             elif layer.kind in (ly.POINTWISE, ly.LEAKY):
-                rows.bend(layer.module.negative_slope if layer.kind == ly.LEAKY else 0.0)
+                rows.bend(_below(layer))
             else:
                 rows.table = self.affine(layer, rows.table, rows.segment)
                 rows.held = max(rows.held, rows.table[0].numel())
@@ -624,10 +655,16 @@ class _Program:
             raise ValueError(
                 f"model: must have outputs of shape (n, k), got (n, {', '.join(map(str, rows.table.shape[2:]))})"
             )
+        if not (torch.isfinite(rows.table).all() and torch.isfinite(rows.length).all()):
+            raise ValueError("model: outputs or slopes between x0 and x1 exceed the range of float64")
         return rows
 
-    def gradients(self, x: Tensor, segment: Tensor) -> Tensor:
-        """Return the gradients of the outputs at inputs ``(rows, ...)``: ``(rows, k, d)``."""
+    def gradients(self, x: Tensor, segment: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Return the gradients of the outputs at inputs ``(rows, ...)``: ``(rows, k, d)``.
+
+        ``masks`` tell which units are on; without them, those whose pre-activation is positive.
+        """
+        known = iter(masks)
         with torch.enable_grad():
             x = x.clone().requires_grad_()
             skips = []
@@ -638,12 +675,21 @@ class _Program:
                 elif layer.kind == ly.JOIN:
                     a = a + skips.pop()
                 elif layer.kind in (ly.POINTWISE, ly.LEAKY):
-                    a = F.leaky_relu(a, layer.module.negative_slope) if layer.kind == ly.LEAKY else a.relu()
+                    on = next(known).reshape(a.shape) if masks else a > 0
+                    a = torch.where(on, a, _below(layer) * a)
                 else:
                     a = self.affine(layer, a, segment)
-            outputs = a[0]
-            each = [torch.autograd.grad(f.sum(), x, retain_graph=True)[0].flatten(1) for f in outputs.unbind(1)]
+            each = [torch.autograd.grad(f.sum(), x, retain_graph=True)[0].flatten(1) for f in a[0].unbind(1)]
         return torch.stack(each, 1)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+
+def _below(layer: ly.Layer) -> float:
+    """Return the slope of a non-linearity below 0."""
+    return float(layer.module.negative_slope) if layer.kind == ly.LEAKY else 0.0
 
 
 class _Rows:
@@ -653,16 +699,21 @@ class _Rows:
     values are linear on each piece.
     """
 
-    def __init__(self, x0: Tensor, x1: Tensor, first: int) -> None:
+    def __init__(self, x0: Tensor, x1: Tensor, first: int, keep: bool) -> None:
         p, device = len(x0), x0.device
         slope = x1 - x0
-        self.length = slope.flatten(1).norm(dim=1)
+        # Scaled, so that squares do not leave the range of float64.
+        largest = slope.flatten(1).abs().amax(1, keepdim=True)
+        self.length = (slope.flatten(1) / largest).norm(dim=1).nan_to_num() * largest[:, 0]
         self.segment = torch.arange(first, first + p, device=device).repeat_interleave(2)
-        self.t = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device).repeat(p)
+        # Equal ends are at one place, where no row fits in between.
+        self.t = torch.stack([torch.zeros_like(self.length), self.length.sign()], 1).flatten()
         self.lasts = torch.arange(1, 2 * p, 2, device=device)
         values, slopes = torch.stack([x0, x1], 1), torch.stack([slope, torch.zeros_like(slope)], 1)
         self.table = torch.stack([values.flatten(0, 1), slopes.flatten(0, 1)])
         self.skips: list[Tensor] = []
+        # Which units are on, layer by layer: only gradients ask.
+        self.masks: list[Tensor] | None = [] if keep else None
         # Row, layer, unit and sign of each unit that switches.
         self.switches = torch.empty(0, 4, dtype=torch.int64, device=device)
         self.depth = 0
@@ -677,7 +728,8 @@ class _Rows:
         change[self.lasts[:-1]] = False
         row, unit = _places(change)
         before, after = z[row, unit], z[row + 1, unit]
-        strict = (before != 0) & (after != 0) & (self.length > 0)[self.segment[row] - self.segment[0]]
+        # Where one is 0, the sign changes at a row that is there.
+        strict = (before != 0) & (after != 0)
         crossing = bool(strict.all())
         if not crossing:
             row, unit, before, after = row[strict], unit[strict], before[strict], after[strict]
@@ -710,6 +762,8 @@ class _Rows:
             v.masked_fill_(off, 0)
         self.table = table.reshape(*table.shape[:2], *shape)
         self.depth += 1
+        if self.masks is not None:
+            self.masks.append(~off)
 
     def _insert(self, row: Tensor, t: Tensor, share: Tensor) -> tuple[Tensor, bool]:
         """Add rows at ``t``, sorted, ``share`` of the way from ``row`` to the next; return in which rows they are now.
@@ -734,6 +788,8 @@ class _Rows:
             self.table, *self.skips = (
                 _with_rows(table, source, places, below, share) for table in (self.table, *self.skips)
             )
+            if self.masks is not None:
+                self.masks = [mask[source] for mask in self.masks]
             self.t, self.segment = self.t[source], self.segment[source]
             self.t[places] = t if apart else t[new]
             self.lasts = moved[self.lasts]
@@ -741,7 +797,7 @@ class _Rows:
             self.held = max(self.held, self.table[0].numel())
         return at, apart
 
-    def profiles(self, program: _Program, x0: Tensor, x1: Tensor, gradients: bool) -> list[SegmentProfile]:
+    def profiles(self, program: _Program, x0: Tensor, x1: Tensor) -> list[SegmentProfile]:
         """Return what has been found, a segment at a time."""
         values, slopes = self.table
         own = self.segment - self.segment[0]
@@ -759,11 +815,10 @@ class _Rows:
         breakpoints = (self.lasts - firsts - 1).tolist()
         pieces = [n + 1 for n in breakpoints]
         jacobians: Sequence[Tensor | None] = [None] * len(x0)
-        if gradients:
+        if self.masks is not None:
             start = piece.nonzero()[:, 0]
-            middle = ((self.t[start] + self.t[start + 1]) / 2).reshape(-1, *[1] * (x0.ndim - 1))
-            x = torch.lerp(x0[own[start]], x1[own[start]], middle)
-            jacobians = torch.split(program.gradients(x, self.segment[start]), pieces)
+            masks = [mask[start] for mask in self.masks]
+            jacobians = torch.split(program.gradients(x0[own[start]], self.segment[start], masks), pieces)
         found: list[Sequence[Any]] = [
             *(torch.split(each, breakpoints) for each in (self.t[at], *owner[:, 1:].unbind(1), number[at])),
             torch.split(slopes[piece], pieces),
@@ -788,5 +843,6 @@ def _with_rows(table: Tensor, source: Tensor, places: Tensor, below: Tensor, sha
     """Repeat rows, and put between ``below`` and the next, ``share`` of the way, what lies there on a line."""
     after = table.index_select(1, source)
     weight = share.reshape(-1, *[1] * (table.ndim - 2))
-    after[0, places] = torch.lerp(table[0, below], table[0, below + 1], weight)
+    before, behind = table[0].index_select(0, below), table[0].index_select(0, below + 1)
+    after[0].index_copy_(0, places, torch.lerp(before, behind, weight))
     return after

@@ -161,11 +161,11 @@ def parameter(module: nn.Module, key: str, name: str) -> Any:
         return getattr(module, key)
 
 
-def batch_norm(module: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a batch norm in evaluation mode."""
+def batch_norm(module: Any, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a batch norm in evaluation mode, computed in ``dtype`` or in its own."""
     if module.running_mean is None or module.running_var is None:
         raise TypeError("model: a batch norm without running statistics has no evaluation mode")
-    scale = torch.rsqrt(module.running_var + module.eps)
+    scale = torch.rsqrt(module.running_var.to(dtype=dtype) + module.eps)
     weight, bias = parameter(module, "weight", name), parameter(module, "bias", name)
     if weight is not None:
         scale = scale * weight
@@ -173,16 +173,22 @@ def batch_norm(module: Any, name: str) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias
 
 
-def _weighted(kind: int, name: str, module: Any) -> Layer:
+def _weighted(kind: int, name: str, module: Any, dtype: torch.dtype | None) -> Layer:
     if kind == CONV and module.padding_mode != "zeros":
         raise TypeError(f"model: padding_mode {module.padding_mode!r} of {name!r} is not supported, only 'zeros'")
     weight = parameter(module, "weight", name)
     if weight.dtype not in (torch.float32, torch.float64):
         checks.floating(weight, f"{name}.weight")
-    return Layer(kind, name, module, weight, parameter(module, "bias", name))
+    bias = parameter(module, "bias", name)
+    return Layer(kind, name, module, weight.to(dtype=dtype), None if bias is None else bias.to(dtype=dtype))
 
 
-def layers(network: Network, kinds: Mapping[type[nn.Module], int] = _KINDS, supported: str = SUPPORTED) -> list[Layer]:
+def layers(
+    network: Network,
+    kinds: Mapping[type[nn.Module], int] = _KINDS,
+    supported: str = SUPPORTED,
+    dtype: torch.dtype | None = None,
+) -> list[Layer]:
     """Return the layers of a network in order, batch norms folded where they follow a layer with weights.
 
     Parameters
@@ -192,6 +198,8 @@ def layers(network: Network, kinds: Mapping[type[nn.Module], int] = _KINDS, supp
         networks without biases, whose leading dimensions are networks.
     kinds, supported
         The layers that are supported, and how to say so.
+    dtype
+        Of the weights that are returned, and in which batch norms are folded; None is that of the network.
 
     Raises
     ------
@@ -201,12 +209,12 @@ def layers(network: Network, kinds: Mapping[type[nn.Module], int] = _KINDS, supp
         No layer with weights, or layers that do not fit each other in shape or dtype.
     """
     if not isinstance(network, nn.Module):
-        return [Layer(LINEAR, f"weights[{i}]", None, w) for i, w in enumerate(matrices(network))]
+        return [Layer(LINEAR, f"weights[{i}]", None, w.to(dtype=dtype)) for i, w in enumerate(matrices(network))]
     found: list[Layer] = []
     units: int | None = None  # of a linear layer without anything but a ReLU or batch norm behind it
     for name, module, kind in modules(network, "", kinds, supported):
         if kind <= CONV:
-            layer = _weighted(kind, name, module)
+            layer = _weighted(kind, name, module, dtype)
             found.append(layer)
             if kind == LINEAR:
                 outputs, inputs = layer.weight.shape  # type: ignore[union-attr]
@@ -214,7 +222,7 @@ def layers(network: Network, kinds: Mapping[type[nn.Module], int] = _KINDS, supp
                     raise misfit(layer, (units,), "model")
                 units = outputs
         elif kind == BATCH_NORM:
-            scale, shift = batch_norm(module, name)
+            scale, shift = batch_norm(module, name, dtype)
             last = found[-1] if found else None
             if last is not None and last.kind <= CONV and last.weight is not None:
                 if len(scale) != len(last.weight):
