@@ -388,7 +388,7 @@ def test_dropout_is_that_of_autograd_and_its_loss_that_of_the_whole_network(monk
     [
         ("_train", "back *= kept", "pass"),
         ("_train", "kept = 1 / (1 - dropout)", "kept = 1.0"),
-        ("_train", "_loss(w, xs, ys, truncated) if dropout else total / n", "total / n"),
+        ("_train", "_loss(w, xs, ys, truncated) if exact or dropout else total / n", "total / n"),
         ("_masks", ">= dropout", "< dropout"),
         ("_loss", "labels = y[:, low : low + _CHUNK]", "labels = y[:, : x[:, low : low + _CHUNK].shape[1]]"),
         ("_loss", "clamp_min_(0)", "abs_()"),
@@ -411,14 +411,24 @@ def test_members_with_dropout_do_not_influence_each_other():
     assert result.reached.any()
 
 
-def test_the_loss_at_the_stop_is_that_of_the_network_returned():
+@pytest.mark.parametrize("how", [{"dropout": 0.3}, {"exact": True}, {"exact": True, "momentum": 0.5}])
+def test_the_loss_at_the_stop_is_that_of_the_network_returned(how):
     weights, x, y = setting((12,))
     y = outputs(weights, x).argmax(-1)
     start = [w.flip(0) for w in weights]
-    result = train_networks(start, x, y, lr=0.3, epochs=80, batch=BATCH, dropout=0.3, stop=0.3, shuffles=shuffles())
+    result = train_networks(start, x, y, lr=0.3, epochs=80, batch=BATCH, stop=0.3, shuffles=shuffles(), **how)
     exact = cross_entropy(outputs(result.weights, x).transpose(1, 2), y).mean(1)
     assert result.reached.all()
     torch.testing.assert_close(result.loss, exact)
+
+
+def test_an_exact_loss_changes_when_training_stops_and_nothing_else():
+    weights, x, y = setting((6, 7))
+    arguments = {"lr": 0.1, "epochs": 3, "batch": BATCH}
+    plain = train_networks(weights, x, y, shuffles=shuffles(), **arguments)
+    other = train_networks(weights, x, y, shuffles=shuffles(), exact=True, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(plain.weights, other.weights, strict=True))
+    assert not torch.allclose(plain.loss, other.loss, rtol=1e-3)
 
 
 def test_no_dropout_changes_nothing():

@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
@@ -671,10 +672,24 @@ def test_numbers_that_leave_float64_are_refused():
     ends = normal(2, 5)
     with pytest.raises(ValueError, match=r"^model: outputs or slopes between x0 and x1 exceed the range of float64"):
         segment_profile([w * 1e150 for w in weights], *ends)
-    profile = segment_profile([w * 1e80 for w in weights], *ends)
-    for measure in (profile.gap_deviation, profile.non_straightness, profile.walk_ratio, profile.end_ratio):
-        with pytest.raises(ValueError, match=r"^profiles: squares of slopes or gaps exceed the range of float64"):
+    profile = segment_profile([w * 1e80 for w in weights], *ends, gradients=True)
+    plain = segment_profile(weights, *ends)
+    measures = [
+        profile.total_gap_variance,
+        profile.non_straightness,
+        profile.walk_ratio,
+        profile.end_ratio,
+        *(partial(profile.gap_deviation, kind) for kind in GAP_DEVIATIONS),
+        *(partial(profile.deflection, kind) for kind in DEFLECTIONS),
+    ]
+    for measure in measures:
+        with pytest.raises(ValueError, match=r"^profiles: squares of slopes, gaps or outputs exceed the range"):
             measure()
+    small = segment_profile([w * 1e-80 for w in weights], *ends)
+    expected = bridge_test([plain], generator())
+    for scaled in (profile, small):
+        for seen, what in zip(bridge_test([scaled], generator()), expected, strict=True):
+            torch.testing.assert_close(seen, what, rtol=1e-12, atol=0)
 
 
 # What is left alone

@@ -34,7 +34,7 @@ class Trained:
         Trained matrices, shapes ``(m, h_i, h_{i-1})``.
     loss
         Running mean of the minibatch losses over each member's last epoch, shape ``(m,)``; NaN or infinite where
-        training diverged. With dropout: the loss of the whole network on the training set after that epoch.
+        training diverged. With ``exact`` or dropout: the loss on the training set after that epoch.
     history
         The same for every epoch, shape ``(m, epochs)``; NaN after a member has stopped.
     epochs
@@ -67,6 +67,7 @@ def train_networks(
     method: Method = "sgd",
     alpha: float = 0.0,
     dropout: float = 0.0,
+    exact: bool = False,
 ) -> Trained:
     r"""Train an ensemble of ReLU networks without biases by minibatch descent, each on data of its own.
 
@@ -77,8 +78,9 @@ def train_networks(
     where g is the gradient of the minibatch's mean loss, and κ = 1 for ``"sgd"``, `path_scales` for ``"path-sgd"``,
     `data_path_scales` of the minibatch for ``"ddp-sgd"``, and :math:`\sqrt{\sum g^2} + 10^{-8}` for ``"adagrad"``.
     A member stops as soon as the mean of its minibatch losses over an epoch, each taken before its step, is below
-    ``stop``, or when it diverges; the others go on. With dropout these losses are those of thinned networks, so that
-    the loss of the whole network on the training set after the epoch takes the place of their mean.
+    ``stop``, or when it diverges; the others go on. This mean lags behind: where final losses are to match, ``exact``
+    puts the loss on the training set after the epoch in its place. With dropout, whose minibatch losses are those of
+    thinned networks, it is always that of the whole network after the epoch.
 
     Parameters
     ----------
@@ -113,6 +115,8 @@ def train_networks(
     dropout
         Probability p in [0, 1) with which the output of a hidden unit is set to 0, for each sample of a minibatch
         anew, drawn from the member's generator; the others are multiplied by :math:`1/(1-p)`. Not for ``"ddp-sgd"``.
+    exact
+        Compare ``stop`` with the loss on the training set after each epoch.
 
     Returns
     -------
@@ -127,7 +131,7 @@ def train_networks(
     -----
     Cost: gradients are written out, so that a step is six products of matrices for two layers and a handful of
     passes over them; members share these operations as long as they fit into a core's cache. Members do not
-    influence each other. With dropout an epoch costs a third more, for the loss after it, and the masks.
+    influence each other. An exact loss costs up to a third of an epoch, and dropout the masks besides.
 
     Examples
     --------
@@ -187,7 +191,7 @@ def train_networks(
             members = torch.arange(lowest, min(m, lowest + together))
             _train(
                 final, x, y, rates, decays, members, shuffles, history, trained,
-                epochs, batch, schedule, decay, stop, loss == "truncated", method, alpha, dropout,
+                epochs, batch, schedule, decay, stop, loss == "truncated", method, alpha, dropout, exact,
             )  # fmt: skip
     last = history.gather(1, (trained - 1).to(history.device)[:, None])[:, 0]
     return Trained(weights=final, loss=last, history=history, epochs=trained, reached=last < stop)
@@ -214,7 +218,7 @@ def _train(
     final: list[Tensor], x: Tensor, y: Tensor, rates: Tensor, decays: Tensor, members: Tensor,
     shuffles: Sequence[torch.Generator], history: Tensor, trained: Tensor,
     epochs: int, batch: int, momentum: tuple[float, float, float], decay: float, stop: float, truncated: bool,
-    method: Method, alpha: float, dropout: float,
+    method: Method, alpha: float, dropout: float, exact: bool,
 ) -> None:  # fmt: skip
     """Train ``members`` together; write their weights, losses and numbers of epochs where they belong."""
     device = final[0].device
@@ -272,7 +276,7 @@ def _train(
             for i, v in steps:
                 w[i].addcmul_(v, eta, value=-1)
         eta = eta * decay
-        mean = _loss(w, xs, ys, truncated) if dropout else total / n
+        mean = _loss(w, xs, ys, truncated) if exact or dropout else total / n
         history[members, epoch] = mean
         trained[members] = epoch + 1
         going = torch.isfinite(mean) & (mean >= stop)

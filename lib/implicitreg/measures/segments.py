@@ -1,6 +1,7 @@
 """A piecewise linear network along the segment between two inputs: exact breakpoints, slopes and gradient gaps."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,7 +103,8 @@ class SegmentProfile:
         Raises
         ------
         ValueError
-            ``kind`` is another one, or ``"full"`` and the profile has no gradients.
+            ``kind`` is another one, or ``"full"`` and the profile has no gradients; or squares of gaps exceed the
+            range of float64.
 
         Notes
         -----
@@ -111,12 +113,18 @@ class SegmentProfile:
         _one_of(kind, _GAP_DEVIATIONS)
         if kind == "full":
             jumps = self._gradients().diff(dim=0).square().sum(-1)
-            return (jumps.mean() if len(jumps) else jumps.sum()).sqrt().item()
+            return math.sqrt(_in_range(jumps.mean() if len(jumps) else jumps.sum()))
         return straightness([self]).gap_deviation(kind)
 
     def total_gap_variance(self) -> float:
-        r"""Return :math:`Q = \sum_k g_k^2`, averaged over outputs."""
-        return self.gaps.square().sum(0).mean().item()
+        r"""Return :math:`Q = \sum_k g_k^2`, averaged over outputs.
+
+        Raises
+        ------
+        ValueError
+            Squares of gaps exceed the range of float64.
+        """
+        return _in_range(self.gaps.square().sum(0).mean())
 
     def deflection(self, kind: Deflection = DEFLECTION) -> float:
         r"""Return the gradient deflection: how far the slope strays.
@@ -136,7 +144,8 @@ class SegmentProfile:
         Raises
         ------
         ValueError
-            ``kind`` is another one, or ``"full"`` and the profile has no gradients.
+            ``kind`` is another one, or ``"full"`` and the profile has no gradients; or squares exceed the range of
+            float64.
 
         Notes
         -----
@@ -158,7 +167,7 @@ class SegmentProfile:
                 each = summary.sag[0]
             else:
                 each = {"rms": summary.deflection, "end": summary.end}[kind][0].sqrt()
-        return float(each.square().mean().sqrt())
+        return math.sqrt(_in_range(each.square().mean()))
 
     def non_straightness(self) -> float:
         r"""Return :math:`\delta^2 / (\delta^2 + \bar s^2)` in [0, 1], with the rms deflection δ: 0 is straight."""
@@ -262,9 +271,15 @@ class Straightness:
 
 def _ratio(above: Tensor, below: Tensor) -> float:
     """Return a ratio, 0 where there is nothing above."""
-    if not torch.isfinite(above + below):
-        raise ValueError("profiles: squares of slopes or gaps exceed the range of float64")
+    _in_range(above + below)
     return float(above / below) if above > 0 else 0.0
+
+
+def _in_range(value: Tensor) -> float:
+    """Return a number made of squares, which may have overflowed."""
+    if not torch.isfinite(value):
+        raise ValueError("profiles: squares of slopes, gaps or outputs exceed the range of float64")
+    return float(value)
 
 
 def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
@@ -375,6 +390,9 @@ def bridge_test(
     observed, permuted = [], []
     for profile in profiles:
         gaps = profile.gaps
+        if len(gaps):
+            # Scaled by a power of 2, so that squares do not leave the range of float64.
+            gaps = gaps * 2.0 ** -math.frexp(max(float(gaps.abs().max()), sys.float_info.min))[1]
         total = gaps.square().sum(0).sqrt()
         some = total > 0
         weight = some / (total.where(some, 1) * some.sum().clamp_min(1))
@@ -400,9 +418,9 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     Parameters
     ----------
     model
-        A module built of Linear, convolutions, ReLU, LeakyReLU, average pooling, batch norm (in evaluation mode),
-        Flatten, Sequential and `implicitreg.nets.Residual`, or weight matrices of a ReLU network without biases. It
-        is not changed, and computed in float64 whatever its dtype.
+        A module built of Linear, convolutions, ReLU, LeakyReLU, average pooling, batch norm, dropout, Flatten,
+        Identity, Sequential and `implicitreg.nets.Residual`, or weight matrices of a ReLU network without biases. It
+        is not changed, taken as in evaluation mode, and computed in float64 whatever its dtype.
     x0, x1
         The ends, shape ``(d,)``, or the shape of one input such as ``(1, 8, 8)``.
     gradients
@@ -427,9 +445,10 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     sign changes give the breakpoints of this layer. Cost: two products of matrices a layer, of as many rows as there
     are breakpoints below.
 
-    A unit whose pre-activation vanishes on a whole piece is off there. A sign change within 1e-12 of another
-    breakpoint is put there, and one within 1e-12 of an end is none. Equal ends have one piece of slope 0. Gaps are
-    differences of slopes, and share their rounding errors: a few 1e-15 of the largest one.
+    A unit whose pre-activation vanishes on a whole piece is off there; where rounding errors are left of it, their
+    sign changes are listed, with gaps of their size. A sign change within 1e-12 of another breakpoint is put there,
+    and one within 1e-12 of an end is none. Equal ends have one piece of slope 0. Gaps are differences of slopes, and
+    share their rounding errors: a few 1e-15 of the largest one.
 
     The functional is reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
     Over-parameterized Neural Networks.

@@ -121,7 +121,10 @@ def modules(
                 yield name, network, kind
                 return
         where = f" (at {name!r})" if name else ""
-        raise TypeError(f"model: unsupported layer {type(network).__name__}{where}; supported are {supported}")
+        raise TypeError(
+            f"model: unsupported layer {type(network).__name__}{where}; supported are {supported}; "
+            "other modules must be written as a Sequential of these"
+        )
 
 
 @contextmanager
