@@ -38,14 +38,19 @@ def pairs(d, angle, number=1):
     return a, math.cos(angle) * a + math.sin(angle) * b
 
 
-def seconds(run, repetitions):
+def seconds(repetitions, run, *arguments):
     """Return the best time of some repetitions, and the result: other processes only ever add time."""
     best = math.inf
     for _ in range(repetitions):
         start = time.perf_counter()
-        result = run()
+        result = run(*arguments)
         best = min(best, time.perf_counter() - start)
     return best, result
+
+
+def one_by_one(weights, x0, x1):
+    """Return the profiles of some pairs, a call each."""
+    return [segment_profile(weights, *ends) for ends in zip(x0, x1, strict=True)]
 
 
 def region_walk(weights, x0, x1):
@@ -91,7 +96,7 @@ def test_segment_profile(benchmark, name):
     benchmark.group = f"breakpoints and gaps of {name}, float64, one thread"
     benchmark.pedantic(segment_profile, (weights, x0, x1), rounds=5 if large else 50, warmup_rounds=2)
     best, profile = benchmark.stats.stats.min, segment_profile(weights, x0, x1)
-    walk, found = seconds(lambda: region_walk(weights, x0, x1), 1 if large else 3)
+    walk, found = seconds(1 if large else 3, region_walk, weights, x0, x1)
     closest = float(torch.cat([torch.zeros(1), profile.t, torch.ones(1)]).diff().min())
     table = [
         f"{'':>16}{'ms':>10}{'ratio':>9}{'missed':>9}{'merged':>9}",
@@ -99,7 +104,7 @@ def test_segment_profile(benchmark, name):
         f"{'region walk':>16}{1e3 * walk:10.1f}{walk / best:8.1f}×{1 - len(found) / n:9.1%}{0:9.1%}",
     ]
     for points in grids:
-        took, changes = seconds(lambda points=points: grid(weights, x0, x1, points), 1)
+        took, changes = seconds(1, grid, weights, x0, x1, points)
         assert changes <= n
         each = torch.bincount((profile.t * (points - 1)).long())
         merged = int(each[each > 1].sum()) / n
@@ -125,9 +130,9 @@ def test_batches(benchmark):
         x0, x1 = pairs(64, angle, PAIRS)
         times = best[name] = [math.inf, math.inf]
         for _ in range(3 if len(weights) > 4 else 8):
-            took, together = seconds(lambda: segment_profiles(weights, x0, x1), 1)  # noqa: B023
+            took, together = seconds(1, segment_profiles, weights, x0, x1)
             times[0] = min(times[0], took)
-            took, alone = seconds(lambda: [segment_profile(weights, *ends) for ends in zip(x0, x1, strict=True)], 1)  # noqa: B023
+            took, alone = seconds(1, one_by_one, weights, x0, x1)
             times[1] = min(times[1], took)
         assert all(torch.equal(p.t, q.t) for p, q in zip(together, alone, strict=True))
         times.append(sum(map(len, together)) / PAIRS)
@@ -152,7 +157,7 @@ def test_cost_against_breakpoints(benchmark):
         points = []
         for angle in (0.2, 0.4, 0.8, 1.6, 3.0):
             (x0,), (x1,) = pairs(len(weights[0].T), angle)
-            took, profile = seconds(lambda: segment_profile(weights, x0, x1), 3)  # noqa: B023
+            took, profile = seconds(3, segment_profile, weights, x0, x1)
             points.append((len(profile), took))
             table.append(f"{name:>30}{len(profile):13}{1e3 * took:9.1f}{1e6 * took / len(profile):10.1f}")
         x, y = torch.tensor(points, dtype=torch.float64).log().T
