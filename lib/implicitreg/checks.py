@@ -53,6 +53,23 @@ def finite(value: Tensor, name: str) -> Tensor:
     return value
 
 
+def broadcastable(shape: Sequence[int], other: Sequence[int], name: str, other_name: str) -> None:
+    """Refuse leading dimensions of one argument that do not broadcast with those of another.
+
+    Raises
+    ------
+    ValueError
+        They do not.
+    """
+    try:
+        torch.broadcast_shapes(shape, other)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: must have leading dimensions that broadcast with {tuple(other)} of {other_name}, "
+            f"got {tuple(shape)}"
+        ) from None
+
+
 def random(value: torch.Generator, name: str) -> torch.Generator:
     """Return ``value`` if it is a generator; without one, draws would be neither seeded nor independent.
 

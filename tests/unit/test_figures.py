@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from implicitreg import figures
-from implicitreg.figures import Curve, Frames, Panel, explorer, plots
+from implicitreg.figures import Curve, Frames, Panel, Still, explorer, plots
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ class Elements(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.found, self.open, self.script = [], [], ""
+        self.found, self.open, self.script, self.texts = [], [], "", []
         self.feed(html)
         assert self.open == []
 
@@ -103,6 +103,8 @@ class Elements(HTMLParser):
     def handle_data(self, data):
         if self.open[-1:] == ["script"]:
             self.script += data
+        if self.open[-1:] == ["text"]:
+            self.texts.append((data, self.found[-1][1]))
 
     def all(self, tag, **attributes):
         return [a for t, a in self.found if t == tag and attributes.items() <= a.items()]
@@ -148,14 +150,14 @@ def test_nothing_is_loaded(shown):
 def test_curves_are_drawn_where_the_script_puts_the_marker(shown):
     page = explored(shown)
     data = page.data()
-    left, right, top, bottom = data["plane"]
+    left, right, top = data["plane"]
     (panel,) = data["panels"]
     points = [tuple(map(float, p.split(","))) for p in page.all("polyline")[0]["points"].split()]
     low, high, log = panel["y"]
     across = [left, left + (right - left) / 4, right]
     up = [panel["low"] + (y - low) / (high - low) * (top + 4 - panel["low"]) for y in (0, 3, 0)]
     assert not log
-    assert panel["low"] < bottom
+    assert float(re.fullmatch(r"M48 8V(\d+)H312", page.all("path")[0]["d"])[1]) > panel["low"]
     assert points == [pytest.approx(p, abs=0.051) for p in zip(across, up, strict=True)]
 
 
@@ -190,6 +192,70 @@ def test_phase_portraits_have_two_axes_of_their_own(shown):
     assert len(page.all("path", **{"class": "ir-beads"})) == 1
 
 
+def portrait(*stills, **more):
+    turn = Curve("orbit", **{"at": [0, 1, 2], "x": [1, 0, -1], "y": [0, 1, 0], **more})
+    return Panel("b", [turn], x_label="a", stills=stills)
+
+
+def placed(panel, x, y):
+    """Where the script would put a marker."""
+    (left, right), (bottom, top) = panel["x"][:2], panel["y"][:2]
+    plane = 48 + panel["pad"], 312 - panel["pad"]
+    across = plane[0] + (x - left) / (right - left) * (plane[1] - plane[0])
+    return pytest.approx((across, panel["low"] + (y - bottom) / (top - bottom) * (12 - panel["low"])), abs=0.051)
+
+
+def test_still_lines_and_points_are_drawn_where_a_marker_would_be(shown):
+    stills = Still([-2, 0], [3, 1], "level", colour=2, dashed=True), Still(1, -1, "<p>", side="left")
+    page = explored(shown, portrait(*stills))
+    panel = page.data()["panels"][0]
+    assert panel["x"][:2] == [-2, 1]
+    assert panel["y"][:2] == [-1, 3]
+    line, orbit = page.all("polyline")
+    assert line["class"] == "ir-still"
+    assert (line["stroke"], orbit["stroke"]) == (figures.COLOURS[2], figures.COLOURS[0])
+    assert "stroke-dasharray" in line
+    ends = [tuple(map(float, p.split(","))) for p in line["points"].split()]
+    assert ends == [placed(panel, -2, 3), placed(panel, 0, 1)]
+    (spot,) = page.all("path", **{"class": "ir-spot"})
+    assert spot["stroke"] == "currentColor"
+    assert tuple(map(float, re.fullmatch(r"M(\S+) (\S+)h0", spot["d"]).groups())) == placed(panel, 1, -1)
+    # The script moves one circle for each curve, and writes one number: none for what stands still.
+    assert len(page.all("circle")) == len(page.all("b")) == len(panel["curves"]) == 1
+
+
+def test_direct_labels_stand_beside_their_points(shown):
+    sides = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
+    stills = [Still([1, 0], [0, 0.5], side, side=side, colour=1) for side in sides]
+    page = explored(shown, portrait(*stills, Still([0, 1], [0, 0]), named_at=1.5, side="above"))
+    panel = page.data()["panels"][0]
+    names = {text: a for text, a in page.texts if "style" in a}
+    assert list(names) == [*sides, "orbit"]
+    here = placed(panel, 0, 0.5).expected
+    for side, (right, down) in sides.items():
+        shift = float(names[side]["x"]) - here[0], float(names[side]["y"]) - here[1] - (0 if down else 4)
+        assert np.sign(np.round(shift)).tolist() == [right, down], side
+        assert names[side]["style"] == f"fill:{figures.COLOURS[1]}"
+    assert names["orbit"]["style"] == f"fill:{figures.COLOURS[0]}"
+    assert float(names["orbit"]["x"]) == placed(panel, -0.5, 0.5).expected[0]
+    plain = explored(shown, portrait(Still([1, 0], [0, 0.5])))
+    assert not [a for _, a in plain.texts if "style" in a]
+    first = explored(shown, portrait(Still([0, 1, 1], [0.5, 0, 1], "first", named_at=0)))
+    (name,) = [a for _, a in first.texts if "style" in a]
+    assert float(name["x"]) == float(names["right"]["x"])
+
+
+def test_stills_of_a_chart_over_the_sliders_variable(shown):
+    level = Still([0.01, 1], [1e-3, 1e-3], "level", side="above")
+    loss = [1.0, 0.1, 0.01]
+    page = explored(
+        shown, Panel("norm", [Curve("norm", at=loss, y=loss)], log=True, stills=[level]), stops=loss, log=True
+    )
+    assert page.data()["panels"][0]["y"] == [0.001, 1, True]
+    points = [tuple(map(float, p.split(","))) for p in page.all("polyline")[0]["points"].split()]
+    assert points == [(312, 160), (48, 160)]
+
+
 def test_falling_stops_turn_the_axis(shown):
     loss = [1.0, 0.1, 0.01]
     page = explored(shown, Panel("norm", [Curve("norm", at=loss, y=loss)], log=True), stops=loss, log=True)
@@ -220,7 +286,7 @@ def test_labels_are_text_everywhere(shown):
     bad = "</script><b onload='x'>&\"\u2028"
     page = explored(
         shown,
-        Panel(bad, [hat(bad)], x_label=bad),
+        Panel(bad, [hat(bad, named_at=0.5)], x_label=bad, stills=[Still(0, 0, bad)]),
         readouts=[hat(bad)],
         frames=Frames(bad, [0, 1], [[[0]], [[1]]]),
         **dict.fromkeys(("label", "symbol", "alt"), bad),
@@ -259,6 +325,23 @@ def test_the_same_text_twice_and_no_clash(shown):
         ([Panel("f", [hat(x=[1, 2, 3])])], {}, ValueError, r"x_label: must name what the curves' x is"),
         ([Panel("f", [hat(x=[1, 2, 3]), hat()], x_label="a")], {}, ValueError, "either all or none"),
         ([Panel("f", [hat(colour=5)])], {}, ValueError, "colour: must be less than 5, got 5"),
+        ([Panel("f", [hat(side="up")])], {}, ValueError, "side: must be one of left, right, above, below, got 'up'"),
+        ([Panel("f", [hat(named_at=2)])], {}, ValueError, "named_at: must be from 0 to 1, got 2"),
+        ([Panel("f", [hat(named_at="end")])], {}, ValueError, "named_at: must be from 0 to 1, got 'end'"),
+        ([portrait((1, 2))], {}, TypeError, r"panels\[0\].stills\[0\]: must be a Still, got tuple"),
+        (
+            [portrait(Still([0, 1], [0]))],
+            {},
+            ValueError,
+            r"stills\[0\]: x and y must have one shape \(n,\) with n >= 1",
+        ),
+        ([portrait(Still([], []))], {}, ValueError, r"stills\[0\]: x and y must have one shape \(n,\) with n >= 1"),
+        ([portrait(Still(0, float("inf")))], {}, ValueError, r"stills\[0\].y: must be finite"),
+        ([portrait(Still(0, 0, named_at=1))], {}, ValueError, "named_at: must be an index of 1 points, got 1"),
+        ([portrait(Still(0, 0, named_at=-0.5))], {}, ValueError, "named_at: must be an index of 1 points, got -0.5"),
+        ([portrait(Still(0, 0, named_at="p"))], {}, ValueError, "named_at: must be an index of 1 points, got 'p'"),
+        ([portrait(Still(0, 0, colour=5))], {}, ValueError, r"stills\[0\].colour: must be less than 5, got 5"),
+        ([portrait(Still(0, 0, side=""))], {}, ValueError, r"stills\[0\].side: must be one of left, right"),
         ([Panel("f", [hat()], log=True)], {}, ValueError, "must be > 0 on a logarithmic axis"),
         (None, {"log": True}, ValueError, "stops: must be > 0 on a logarithmic axis"),
         (None, {"stops": [0, 0, 1]}, ValueError, "stops: must be strictly rising or falling, to 4 significant digits"),

@@ -1,4 +1,4 @@
-"""Losses of classification, and their gradients in the scores."""
+"""Losses: of classification, with their gradients in the scores, and of regression."""
 
 import math
 
@@ -114,3 +114,44 @@ def score_gradient(scores: Tensor, labels: Tensor, *, truncated: bool, dim: int 
     gradient.scatter_(dim, index, 0.0)
     gradient.scatter_(dim, index, -gradient.sum(dim, keepdim=True))
     return (top + total.log()).squeeze(dim), gradient
+
+
+def squared_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""Return half the sum of squares, :math:`\frac12 \sum_i (f_i - y_i)^2`, over the last dimension.
+
+    Parameters
+    ----------
+    outputs
+        Shape ``(..., n)``, float32 or float64.
+    targets
+        Shape ``(..., n)``; the two broadcast.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(...)``.
+
+    Raises
+    ------
+    TypeError
+        One of the two is no tensor of dtype float32 or float64.
+    ValueError
+        Their last dimensions differ, or the others do not broadcast.
+
+    Examples
+    --------
+    >>> squared_loss(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(2.)
+    """
+    checks.floating(outputs, "outputs")
+    checks.floating(targets, "targets")
+    if not outputs.ndim or outputs.shape[-1:] != targets.shape[-1:]:
+        raise ValueError(
+            f"targets: must have as many entries in a row as outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}"
+        )
+    try:
+        difference = outputs - targets
+    except RuntimeError:
+        checks.broadcastable(targets.shape[:-1], outputs.shape[:-1], "targets", "outputs")
+        raise
+    return difference.square().sum(-1) / 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from IPython.display import display
@@ -18,10 +18,16 @@ from implicitreg.figures.plots import COLOURS
 
 Numbers = NDArray[np.float64]
 
-# Sizes of a chart in its own units, about pixels: whole, and the plane inside.
+# Sizes of a chart in its own units, about pixels: whole, the plane inside, and what is below it.
 _WIDTH, _HEIGHT = 320, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 312, 8, 164
+_LEFT, _RIGHT, _TOP, _BELOW = 48, 312, 8, 36
 _RUG = 7
+# The height of a phase portrait, whose directions are alike: its plane is square, nearly.
+_PORTRAIT = 296
+
+# Where a direct label stands beside its point: shift in the chart's units, and the class of its text.
+Side = Literal["left", "right", "above", "below"]
+_SIDES = {"left": (-9, 4, "ir-left"), "right": (9, 4, "ir-right"), "above": (0, -8, ""), "below": (0, 16, "")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,11 @@ class Curve:
         Which of `COLOURS`; by default that of the curve's place in its panel.
     dashed
         Draw it dashed.
+    named_at
+        Value of the slider's variable at which the chart names the curve too, in its colour; by default the legend
+        alone does.
+    side
+        On which side of that point: ``"left"``, ``"right"``, ``"above"`` or ``"below"``.
     """
 
     label: str
@@ -52,6 +63,38 @@ class Curve:
     y: ArrayLike
     x: ArrayLike | None = None
     marks: ArrayLike = ()
+    colour: int | None = None
+    dashed: bool = False
+    named_at: float | None = None
+    side: Side = "right"
+
+
+@dataclass(frozen=True, eq=False)
+class Still:
+    """A line or a point of a `Panel` that does not follow the slider, named in the chart and not in the legend.
+
+    Parameters
+    ----------
+    x, y
+        Shape ``(n,)``: a thin line for ``n >= 2``, a point for ``n = 1``. The panel is made wide enough for them where
+        its curves have an ``x``; else ``x`` are values of the slider's variable.
+    label
+        Its name in the chart; none where empty.
+    named_at
+        Index of the point of the line beside which the name stands; by default the last.
+    side
+        On which side of it: ``"left"``, ``"right"``, ``"above"`` or ``"below"``.
+    colour
+        Which of `COLOURS`; by default that of the page's text.
+    dashed
+        Draw the line dashed.
+    """
+
+    x: ArrayLike
+    y: ArrayLike
+    label: str = ""
+    named_at: int = -1
+    side: Side = "right"
     colour: int | None = None
     dashed: bool = False
 
@@ -70,12 +113,15 @@ class Panel:
         What is drawn to the right; needed where the curves have an ``x``, else the slider's label.
     log
         Whether the vertical axis is logarithmic.
+    stills
+        Lines and points behind the curves that stay where they are.
     """
 
     title: str
     curves: Sequence[Curve]
     x_label: str | None = None
     log: bool = False
+    stills: Sequence[Still] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +192,11 @@ def explore(
     Raises
     ------
     TypeError
-        ``panels``, ``readouts`` or ``frames`` hold something else.
+        ``panels``, their ``curves`` or ``stills``, ``readouts`` or ``frames`` hold something else.
     ValueError
         A text is empty, an array has another shape or is not monotone or finite, an axis is logarithmic where a value
-        is not positive, or the curves of a panel do not agree on what is drawn to the right.
+        is not positive, the curves of a panel do not agree on what is drawn to the right, a colour or side is unknown,
+        or a curve is to be named where it is not drawn.
 
     Notes
     -----
@@ -185,7 +232,7 @@ def explore(
         "symbol": symbol,
         "stops": given,
         "log": log,
-        "plane": [_LEFT, _RIGHT, _TOP, _BOTTOM],
+        "plane": [_LEFT, _RIGHT, _TOP],
         "panels": [chart.data for chart in charts],
         "readouts": beside,
         "frames": shown,
@@ -272,11 +319,32 @@ def _curve(curve: Curve, name: str, *, log: bool) -> dict[str, Any]:
         x = _numbers(curve.x, f"{name}.x")
         if step or x.shape != at.shape:
             raise ValueError(f"{name}.x: must have the shape of at and y, ({len(at)},), got {x.shape} and {y.shape}")
-    if curve.colour is not None and checks.integer(curve.colour, f"{name}.colour", 0) >= len(COLOURS):
-        raise ValueError(f"{name}.colour: must be less than {len(COLOURS)}, got {curve.colour}")
+    _looks(curve, name)
+    if curve.named_at is not None and not at[0] <= checks.number(curve.named_at) <= at[-1]:
+        raise ValueError(f"{name}.named_at: must be from {at[0]:g} to {at[-1]:g}, got {curve.named_at!r}")
     order = slice(None, None, -1) if turned else slice(None)
     found = {"label": curve.label, "at": _rounded(at), "y": _rounded(y[order]), "step": step}
     return found if x is None else {**found, "x": _rounded(x[order])}
+
+
+def _looks(item: Curve | Still, name: str) -> None:
+    if item.colour is not None and checks.integer(item.colour, f"{name}.colour", 0) >= len(COLOURS):
+        raise ValueError(f"{name}.colour: must be less than {len(COLOURS)}, got {item.colour}")
+    if item.side not in _SIDES:
+        raise ValueError(f"{name}.side: must be one of {', '.join(_SIDES)}, got {item.side!r}")
+
+
+def _still(still: Still, name: str) -> tuple[Numbers, Numbers]:
+    """Return the points of a line, or the one point."""
+    if not isinstance(still, Still):
+        raise TypeError(f"{name}: must be a Still, got {type(still).__name__}")
+    _looks(still, name)
+    x, y = (np.atleast_1d(_numbers(v, f"{name}.{key}")) for key, v in (("x", still.x), ("y", still.y)))
+    if x.ndim != 1 or x.shape != y.shape or not x.size:
+        raise ValueError(f"{name}: x and y must have one shape (n,) with n >= 1, got {x.shape} and {y.shape}")
+    if still.named_at not in range(-len(x), len(x)):
+        raise ValueError(f"{name}.named_at: must be an index of {len(x)} points, got {still.named_at!r}")
+    return x, y
 
 
 def _frames(frames: Frames, log: bool) -> dict[str, Any]:
@@ -352,37 +420,77 @@ class _Chart:
         if portrait and panel.x_label is None:
             raise ValueError(f"{name}.x_label: must name what the curves' x is")
         right = label if panel.x_label is None else _text(panel.x_label, f"{name}.x_label")
-        y = np.concatenate([c["y"] for c in curves])
-        _log(y, f"{name}.curves: y", panel.log)
-        across = np.concatenate([c["x"] for c in curves]) if portrait else None
+        stills = [_still(s, f"{name}.stills[{i}]") for i, s in enumerate(panel.stills)]
+        y = np.concatenate([c["y"] for c in curves] + [s[1] for s in stills])
+        _log(y, f"{name}: y", panel.log)
+        for i, (x, _) in enumerate(stills):
+            _log(x, f"{name}.stills[{i}].x", log and not portrait)
+        across = np.concatenate([c["x"] for c in curves] + [s[0] for s in stills]) if portrait else None
         left, right_end = span if across is None else (across.min(), across.max())
         marks = [_numbers(c.marks, f"{name}.curves[{i}].marks").ravel() for i, c in enumerate(panel.curves)]
         rugs = 0 if portrait else sum(m.size > 0 for m in marks)
         pad = 4 if portrait else 0
         self.x = _Axis(left, right_end, log and not portrait, _LEFT + pad, _RIGHT - pad)
-        self.y = _Axis(y.min(), y.max(), panel.log, _BOTTOM - 4 - _RUG * rugs, _TOP + 4)
-        self.html = self._drawn(panel, right, curves, marks)
+        self.height = _PORTRAIT if portrait else _HEIGHT
+        self.bottom = self.height - _BELOW
+        self.y = _Axis(y.min(), y.max(), panel.log, self.bottom - 4 - _RUG * rugs, _TOP + 4)
+        self.html = self._drawn(panel, right, curves, marks, stills)
         self.data = {"x": self.x.data(), "y": self.y.data(), "low": self.y.first, "pad": pad, "curves": curves}
 
-    def _drawn(self, panel: Panel, right: str, curves: list[dict[str, Any]], marks: list[Numbers]) -> str:
+    def _placed(self, x: ArrayLike, y: ArrayLike) -> list[tuple[float, float]]:
+        """Return points in the chart's units."""
+        return list(zip(self.x.place(x).tolist(), self.y.place(y).tolist(), strict=True))
+
+    def _line(self, x: ArrayLike, y: ArrayLike, looks: str) -> str:
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in self._placed(x, y))
+        return f'<polyline points="{points}" {looks}/>'
+
+    def _name(self, label: str, at: Sequence[ArrayLike], side: Side, colour: str) -> str:
+        """Return the label of the one point whose coordinates are given."""
+        ((a, b),) = self._placed(*at)
+        right, down, anchor = _SIDES[side]
+        place = f'x="{a + right:.1f}" y="{b + down:.1f}"'
+        return f'<text {place} class="{anchor}" style="fill:{colour}">{escape(label)}</text>'
+
+    def _drawn(
+        self,
+        panel: Panel,
+        right: str,
+        curves: list[dict[str, Any]],
+        marks: list[Numbers],
+        stills: list[tuple[Numbers, Numbers]],
+    ) -> str:
         """Return the chart and its legend."""
-        lines, dots, legend, rug = [], [], [], 0
+        lines, points, names, dots, legend, rug = [], [], [], [], [], 0
+        for still, (x, y) in zip(panel.stills, stills, strict=True):
+            colour = "currentColor" if still.colour is None else COLOURS[still.colour]
+            if len(x) > 1:
+                dash = ' stroke-dasharray="4 3"' if still.dashed else ""
+                lines.append(self._line(x, y, f'class="ir-still" stroke="{colour}"{dash}'))
+            else:
+                ((a, b),) = self._placed(x, y)
+                points.append(f'<path class="ir-spot" d="M{a:.1f} {b:.1f}h0" stroke="{colour}"/>')
+            if still.label:
+                there = [v[[still.named_at]] for v in (x, y)]
+                names.append(self._name(still.label, there, still.side, colour))
         for i, (curve, given, strokes) in enumerate(zip(curves, panel.curves, marks, strict=True)):
             colour = COLOURS[i % len(COLOURS) if given.colour is None else given.colour]
             dash = ' stroke-dasharray="6 4"' if given.dashed else ""
             x, y = np.array(curve.get("x", curve["at"])), np.array(curve["y"])
             if curve["step"]:
                 x, y = np.repeat(x, 2)[1:-1], np.repeat(y, 2)
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(self.x.place(x), self.y.place(y), strict=True))
-            lines.append(f'<polyline points="{points}" stroke="{colour}"{dash}/>')
+            lines.append(self._line(x, y, f'stroke="{colour}"{dash}'))
+            if given.named_at is not None:
+                along = np.repeat(curve["at"], 2)[1:-1] if curve["step"] else curve["at"]
+                there = [np.interp([given.named_at], along, v) for v in (x, y)]
+                names.append(self._name(curve["label"], there, given.side, colour))
             if strokes.size:
                 inside = strokes[(strokes >= curve["at"][0]) & (strokes <= curve["at"][-1])]
                 if "x" in curve:
                     at = [np.interp(inside, curve["at"], curve[key]) for key in ("x", "y")]
-                    spots = zip(self.x.place(at[0]), self.y.place(at[1]), strict=True)
-                    path, kind = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in spots), "ir-beads"
+                    path, kind = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in self._placed(*at)), "ir-beads"
                 else:
-                    top = _BOTTOM - 1 - _RUG * (rug + 1)
+                    top = self.bottom - 1 - _RUG * (rug + 1)
                     path, kind = "".join(f"M{a:.1f} {top}v{_RUG - 2}" for a in self.x.place(inside)), "ir-rug"
                     rug += 1
                 lines.append(f'<path class="{kind}" d="{path}" stroke="{colour}"/>')
@@ -393,19 +501,20 @@ class _Chart:
         for value, text in self.x.ticks():
             across = float(self.x.place(value))
             ticks.append(
-                f'<path d="M{across:.1f} {_BOTTOM}v4"/><text x="{across:.1f}" y="{_BOTTOM + 16}">{text}</text>'
+                f'<path d="M{across:.1f} {self.bottom}v4"/><text x="{across:.1f}" y="{self.bottom + 16}">{text}</text>'
             )
         for value, text in self.y.ticks():
             up = float(self.y.place(value))
             ticks.append(
                 f'<path d="M{_LEFT} {up:.1f}h-4"/><text x="{_LEFT - 7}" y="{up + 4:.1f}" class="ir-left">{text}</text>'
             )
-        follow = "" if "x" in curves[0] else f'<path class="ir-at" d="M0 {_TOP}V{_BOTTOM}"/>'
+        follow = "" if "x" in curves[0] else f'<path class="ir-at" d="M0 {_TOP}V{self.bottom}"/>'
         return (
             f'<div class="ir-chart"><div class="ir-title">{escape(panel.title)}</div>'
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
-            f'<g class="ir-axes"><path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>{"".join(ticks)}'
-            f'<text x="{(_LEFT + _RIGHT) / 2:g}" y="{_HEIGHT - 4}">{escape(right)}</text></g>'
-            f'<g class="ir-lines">{"".join(lines)}</g>{follow}<g class="ir-dots">{"".join(dots)}</g></svg>'
+            f'<svg viewBox="0 0 {_WIDTH} {self.height}" aria-hidden="true">'
+            f'<g class="ir-axes"><path d="M{_LEFT} {_TOP}V{self.bottom}H{_RIGHT}"/>{"".join(ticks)}'
+            f'<text x="{(_LEFT + _RIGHT) / 2:g}" y="{self.height - 4}">{escape(right)}</text></g>'
+            f'<g class="ir-lines">{"".join(lines + points)}</g>{follow}<g class="ir-dots">{"".join(dots)}</g>'
+            f'<g class="ir-names">{"".join(names)}</g></svg>'
             f"<ul>{''.join(legend)}</ul></div>"
         )

@@ -18,6 +18,7 @@ from implicitreg.nets.factorization import (
     product,
 )
 from implicitreg.nets.initialisation import he_normal_, he_weights
+from implicitreg.nets.neuron import Activation, LogSlopeActivation, hidden_neuron, relu, single_neuron
 from implicitreg.nets.paths import log_path_sum, path_scales, path_sum, shared_path_scales
 from implicitreg.nets.perceptron import gaussian_weights, outputs, perceptron, rescale_nodes, unbalanced_weights
 from implicitreg.nets.recurrent import ReLURecurrent
@@ -25,8 +26,10 @@ from implicitreg.nets.residual import Residual
 from implicitreg.nets.shattering import deepened, hypercube, shattering_network, side_by_side
 
 __all__ = [
+    "Activation",
     "CPFactorization",
     "DeepLinear",
+    "LogSlopeActivation",
     "ReLURecurrent",
     "Residual",
     "balanced_factors",
@@ -40,6 +43,7 @@ __all__ = [
     "gaussian_weights",
     "he_normal_",
     "he_weights",
+    "hidden_neuron",
     "hypercube",
     "identity_factors",
     "imbalance",
@@ -50,9 +54,11 @@ __all__ = [
     "path_sum",
     "perceptron",
     "product",
+    "relu",
     "rescale_nodes",
     "shared_path_scales",
     "shattering_network",
     "side_by_side",
+    "single_neuron",
     "unbalanced_weights",
 ]
