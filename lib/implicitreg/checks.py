@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +63,8 @@ def broadcastable(shape: Sequence[int], other: Sequence[int], name: str, other_n
         They do not.
     """
     try:
-        torch.broadcast_shapes(shape, other)  # type: ignore[no-untyped-call]
-    except RuntimeError:
+        np.broadcast_shapes(tuple(shape), tuple(other))  # torch's own imports sympy, which takes half a second
+    except ValueError:
         raise ValueError(
             f"{name}: must have leading dimensions that broadcast with {tuple(other)} of {other_name}, "
             f"got {tuple(shape)}"

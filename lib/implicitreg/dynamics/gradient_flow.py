@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, OdeSolution, Radau
+from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, OdeSolution, OdeSolver, Radau
 from torch import Tensor
 
 from implicitreg import checks
@@ -25,6 +25,9 @@ ZERO_LOSS = 1e-20
 
 LONGEST = 1e12
 """Where no time is asked for, a flow that has not reached its level is given up then."""
+
+LOCKED = 50
+"""After so many equal steps LSODA is started afresh, where they are much shorter than a cautious first step."""
 
 STALLED = 500
 """Where no time is asked for, a flow is given up after so many steps in which no loss above its level has fallen."""
@@ -167,20 +170,27 @@ def gradient_flow(
     horizon = LONGEST if t_end is None else checks.positive(t_end, "t_end")
     level = _levels(ZERO_LOSS if until is None else until, theta0)
     problem = _Problem(loss, theta0)
-    loss0, gradient = problem.value(problem.start)
-    fastest = np.abs(gradient).max()
-    solver = METHODS[method](
-        lambda t, state: -problem.value(state)[1],
-        0.0,
-        problem.start,
-        horizon,
-        rtol=checks.positive(rtol, "rtol"),
-        atol=checks.positive(atol, "atol"),
-        max_step=max_step,
-        # Left alone, LSODA tries a first step of the order of the whole interval.
-        first_step=min(horizon, max_step, 1e-3 * (1 + np.abs(problem.start).max()) / fastest) if fastest else None,
-        **(problem.structure(method) if stiff else {}),
-    )
+    tolerances = {"rtol": checks.positive(rtol, "rtol"), "atol": checks.positive(atol, "atol")}
+
+    def cautious(time: float, state: NDArray[np.float64]) -> float | None:
+        """Return a first step; left alone, LSODA tries one of the order of the whole interval."""
+        fastest = np.abs(problem.value(state)[1]).max()
+        return min(horizon - time, max_step, 1e-3 * (1 + np.abs(state).max()) / fastest) if fastest else None
+
+    def solver_from(time: float, state: NDArray[np.float64]) -> OdeSolver:
+        return METHODS[method](
+            lambda t, state: -problem.value(state)[1],
+            time,
+            state,
+            horizon,
+            max_step=max_step,
+            first_step=cautious(time, state),
+            **tolerances,
+            **(problem.structure(method) if stiff else {}),
+        )
+
+    loss0 = problem.losses(problem.start)
+    solver, same, before = solver_from(0.0, problem.start), 0, 0
     times, states, losses, pieces = [0.0], [problem.start], [loss0], []
     trouble, mark, since = None, loss0, 0
     with warnings.catch_warnings():
@@ -199,6 +209,16 @@ def gradient_flow(
             states.append(solver.y.copy())
             losses.append(value)
             pieces.append(solver.dense_output())
+            # Over a kink LSODA's step shrinks to almost nothing, and may stay so: then it starts afresh.
+            same = (
+                same + 1
+                if len(times) > 2 and math.isclose(solver.step_size, times[-2] - times[-3], rel_tol=1e-3)
+                else 0
+            )
+            if same >= LOCKED and solver.status == "running" and method == "LSODA":
+                step = cautious(solver.t, solver.y)
+                if step and solver.step_size < 1e-3 * step:
+                    solver, same, before = solver_from(solver.t, solver.y.copy()), 0, before + solver.nfev
             fallen = (value < mark - 1e-12 * np.abs(mark)) & (value > level)
             mark, since = (value, 0) if fallen.any() else (mark, since + 1)
             # In the rounding errors of a minimum that is not 0, steps may stay short for ever.
@@ -221,7 +241,7 @@ def gradient_flow(
         end=problem.tensor(states[-1]),
         gradient_norm=problem.tensor(problem.value(states[-1])[1]).norm(dim=-1),
         converged=torch.from_numpy(reached).reshape(theta0.shape[:-1]).to(theta0.device),
-        n_evaluations=solver.nfev,
+        n_evaluations=before + solver.nfev,
         _dense=OdeSolution(times, pieces) if pieces else None,
     )
 
@@ -316,7 +336,8 @@ def _by_rows(loss: Loss, theta: Tensor) -> bool:
         rows = value.numel()
 
         def gradient(weights: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(value, theta, weights.reshape(value.shape), retain_graph=True)
+            # As the gradient of a sum: weights as an argument make torch import sympy, which takes half a second.
+            (found,) = torch.autograd.grad((value * weights.reshape(value.shape)).sum(), theta, retain_graph=True)
             return found.reshape(rows, -1)
 
         # Weights on the values must come out as the same factors of the rows: powers of two, so that nothing is

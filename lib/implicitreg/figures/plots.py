@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,25 +29,29 @@ def style() -> None:
     """
     # A figure made before any backend is chosen would be shown a second time by the inline backend.
     plt.switch_backend(mpl.get_backend())
-    colours = ["axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"]
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette=list(COLOURS),
-        rc={
-            **dict.fromkeys(colours, INK),
-            "axes.facecolor": "none",
-            "axes.spines.right": False,
-            "axes.spines.top": False,
+    mpl.rcParams.update(
+        {
+            **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color"), INK),
+            **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+            **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+            **dict.fromkeys(("axes.labelsize", "axes.titlesize", "font.size", "legend.title_fontsize"), 12),
+            "axes.axisbelow": True,
+            "axes.linewidth": 1.25,
+            "axes.prop_cycle": mpl.cycler(color=COLOURS),
             "axes.titlelocation": "left",
             "figure.constrained_layout.use": True,
-            "figure.facecolor": "none",
             "font.family": "DejaVu Sans",
-            "grid.color": INK,
-            "legend.frameon": False,
+            "grid.linewidth": 1,
+            "legend.fontsize": 11,
             "lines.linewidth": 1.8,
-        },
+            "lines.solid_capstyle": "round",
+            "patch.edgecolor": "w",
+            "patch.force_edgecolor": True,
+        }
     )
+    for axis in ("xtick", "ytick"):
+        ticks = {"major.size": 6, "major.width": 1.25, "minor.size": 4, "minor.width": 1}
+        mpl.rc(axis, color=INK, labelsize=11, **ticks)
 
 
 def bound(ax: Axes, x: ArrayLike, y: ArrayLike, label: str, at: tuple[float, float], **text: Any) -> None:

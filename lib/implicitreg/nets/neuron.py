@@ -22,7 +22,7 @@ def relu(z: Tensor) -> Tensor:
 
     With it gradient flow leaves the start ``w = 0`` of `single_neuron`. Any shape and floating-point dtype.
 
-    Source: the convention of Vardi & Shamir (2021), section 2.
+    Source: the convention of Vardi & Shamir (2021).
 
     Examples
     --------

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.integrate import quad_vec
 from torch import Tensor
 
 from implicitreg import checks
@@ -71,8 +70,8 @@ def elasticity_trend(
     Returns
     -------
     str
-        ``"constant"``, ``"increasing"``, ``"decreasing"`` or ``"non-monotone"``; steps up to 1e-12 of the largest
-        value are rounding.
+        ``"constant"``, ``"increasing"``, ``"decreasing"`` or ``"non-monotone"``; a rise or fall up to 1e-9 of the
+        largest value is rounding.
 
     Raises
     ------
@@ -87,10 +86,7 @@ def elasticity_trend(
     if not checks.positive(low, "low") < checks.positive(high, "high"):
         raise ValueError(f"high: must be more than low, {low:g}, got {high!r}")
     z = torch.linspace(low, high, checks.integer(points, "points", 3), dtype=torch.float64)
-    e = elasticity(activation, z)
-    step, size = e.diff(), 1e-12 * e.abs().max()
-    up, down = bool((step > size).any()), bool((step < -size).any())
-    return "non-monotone" if up and down else "increasing" if up else "decreasing" if down else "constant"
+    return trend(elasticity(activation, z))
 
 
 def solution_ratio(activation: Activation, w_p: float, w_q: float, x: Tensor) -> Tensor:
@@ -183,6 +179,8 @@ def path_integral(activation: Activation, x: float | Tensor, w_0: float | Tensor
     for i in ((found - coarse).abs() > noise * found.abs()).nonzero().tolist():
         at = tuple(i)
         found[at] = _adaptive(activation, *(part[at].item() for part in (inputs, first, last)))
+    if not torch.isfinite(found).all():
+        raise ValueError("activation: must be positive and increasing between w_0 x and w x")
     return found
 
 
@@ -224,6 +222,13 @@ def path_invariant(activation: Activation, theta: Tensor, x: float | Tensor, w_0
     return a.square() / 2 - path_integral(activation, x, w_0, w)
 
 
+def trend(values: Tensor, rounding: float = 1e-9) -> Trend:
+    """Tell which way a sampled curve goes, up to rises and falls that are rounding, relative to the largest value."""
+    size = rounding * values.abs().max()
+    up, down = (bool((v - v.cummin(0).values > size).any()) for v in (values, -values))
+    return "non-monotone" if up and down else "increasing" if up else "decreasing" if down else "constant"
+
+
 def value_and_slope(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return activation and derivative, entry by entry."""
     _callable(activation)
@@ -246,19 +251,30 @@ def quadrature(activation: Activation, x: Tensor, w_0: Tensor, w: Tensor, panels
 
 def _adaptive(activation: Activation, x: float, w_0: float, w: float) -> float:
     """Return one path integral by adaptive quadrature, for activations with kinks or steep parts."""
-
-    def integrand(u: float) -> float:
-        value, slope = value_and_slope(activation, torch.tensor([u * x], dtype=torch.float64))
-        return float(value / (x * slope))
-
-    with warnings.catch_warnings():
-        # Rounding in the activation may keep it from the accuracy asked for; its own estimate tells.
-        warnings.simplefilter("ignore")
-        # Without the extrapolation of `quad`, which goes wrong at a jump.
-        found, error = quad_vec(integrand, w_0, w, epsabs=0, epsrel=1e-13, limit=500)
+    low, high = (torch.tensor([value], dtype=torch.float64) for value in (w_0, w))
+    found = error = 0.0
+    # Halves of the intervals that are not exact yet; where rounding is all that is left, they become too many.
+    for _ in range(60):
+        middle = (low + high) / 2
+        whole, first, second = (
+            quadrature(activation, torch.full_like(low, x), start, end, 1)
+            for start, end in ((low, high), (low, middle), (middle, high))
+        )
+        both = first + second
+        gap = (both - whole).abs()
+        rough = gap > 1e-14 * abs(found + float(both.sum()))
+        if rough.sum() > 250:
+            rough[:] = False
+        found, error = found + float(both[~rough].sum()), error + float(gap[~rough].sum())
+        if not rough.any():
+            break
+        low, middle, high = low[rough], middle[rough], high[rough]
+        low, high = torch.cat([low, middle]), torch.cat([middle, high])
+    else:
+        found, error = found + float(both[rough].sum()), error + float(gap[rough].sum())
     if error > 1e-8 * abs(found):
         warnings.warn(f"path_integral: relative accuracy {error / abs(found):.1g} only", RuntimeWarning, stacklevel=3)
-    return float(found)
+    return found
 
 
 def _callable(activation: Activation) -> None:

@@ -81,7 +81,7 @@ def preference_graph(
     Returns
     -------
     PreferenceGraph
-        Cost: O(K n M).
+        Cost: O((K + n) n M).
 
     Raises
     ------

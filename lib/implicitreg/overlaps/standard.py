@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from implicitreg import checks
 from implicitreg.nets import Activation
-from implicitreg.overlaps.elasticity import RANGE, elasticity_trend, path_integral, quadrature, solution_ratio
+from implicitreg.overlaps.elasticity import path_integral, quadrature, solution_ratio, trend, value_and_slope
 from implicitreg.overlaps.overlap import InfeasibleError, Overlap, point, sigma_at
 
 Numbers = NDArray[np.float64]
 
 # Inputs that the recipes search, relative to the weights, and how much a curve must turn to have an extremum there.
 _SEARCH = np.geomspace(1e-9, 1e3, 1201)
-_TURN = 1e-9
+_TURN = 1e-8
+# At tiny inputs an activation like 1 - exp(-z) is lost in rounding, which has extrema of its own. Over so many
+# neighbours, fourth differences of ln(values) that are not tiny, nor small beside the third ones, tell it.
+_NEIGHBOURS, _TINY = 80, 1e-9
 
 
 def two_point_overlap(
@@ -54,10 +58,11 @@ def two_point_overlap(
     Raises
     ------
     InfeasibleError
-        :math:`a_p^2` or :math:`a_0^2` is not positive: another ``w_0`` will do.
+        :math:`a_p^2` or :math:`a_0^2` is not positive: another ``w_0`` will do. Or the ratio has no extremum for these
+        weights, though the elasticity is not monotone.
     ValueError
-        The elasticity is monotone, so that no overlap exists; the ratio has no extremum for these weights; a number is
-        out of range; or the activation is not positive and increasing where it must be.
+        The elasticity is monotone for z from about 1e-9 to 1e3, so that no overlap exists there; a number is out of
+        range; or the activation is not positive and increasing where it must be.
 
     Notes
     -----
@@ -72,7 +77,7 @@ def two_point_overlap(
     >>> two_point_overlap(torch.tanh, 2, 1, 3)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: activation: its elasticity z σ'(z)/σ(z) is decreasing for z in [0.02, 6], so two different...
+    ValueError: activation: its elasticity z σ'(z)/σ(z) is decreasing for z = wx in [5e-10, 1000], so there two...
     """
     if not checks.positive(w_q, "w_q") < checks.positive(w_p, "w_p"):
         raise ValueError(f"w_p: must be more than w_q, {w_q:g}, got {w_p!r}")
@@ -82,7 +87,7 @@ def two_point_overlap(
     def g(x: Numbers) -> Numbers:
         return np.asarray(solution_ratio(activation, w_p, w_q, torch.from_numpy(x)))
 
-    curve = _Curve(activation, g, 1 / w_p, "two different solution curves meet at most once", "two-point")
+    curve = _Curve(activation, g, (w_p, w_q), "two-point")
     if ratio is None:
         if not 0 < checks.number(height) < 1:
             raise ValueError(f"height: must be a number > 0 and < 1, got {height!r}")
@@ -128,10 +133,12 @@ def one_point_overlap(activation: Activation, theta_0: Tensor | Sequence[float],
     Raises
     ------
     InfeasibleError
-        :math:`a_0^2 + 2\,\mathrm{level}` is not positive.
+        :math:`a_0^2 + 2\,\mathrm{level}` is not positive. Or the path integral has no extremum for these weights,
+        though the elasticity is not monotone.
     ValueError
-        The elasticity is monotone, so that no overlap exists; the path integral has no extremum for these weights, or
-        does not reach ``level`` on both sides of it; or the activation is not positive and increasing where it must be.
+        The elasticity is monotone for z from about 1e-9 to 1e3, so that no overlap exists there; the path integral does
+        not reach ``level`` on both sides of its extremum; or the activation is not positive and increasing where it
+        must be.
 
     Notes
     -----
@@ -158,8 +165,7 @@ def one_point_overlap(activation: Activation, theta_0: Tensor | Sequence[float],
         first, last = (torch.full_like(inputs, v) for v in (w_0, w))
         return np.asarray(quadrature(activation, inputs, first, last, 2))
 
-    scale = 1 / max(abs(w), abs(w_0))
-    curve = _Curve(activation, h, scale, "every point is the end of one path at most", "one-point")
+    curve = _Curve(activation, h, (w, w_0), "one-point")
     x1, x2 = curve.cut(checks.number(level), "level")
     square = a_0**2 + 2 * level
     if not square > 0:
@@ -173,25 +179,35 @@ class _Curve:
     """A positive function of the input x > 0 with one interior extremum, and where it takes a value beside it."""
 
     def __init__(
-        self, activation: Activation, function: Callable[[Numbers], Numbers], scale: float, instead: str, kind: str
+        self,
+        activation: Activation,
+        function: Callable[[Numbers], Numbers],
+        weights: tuple[float, float],
+        kind: Literal["two-point", "one-point"],
     ):
-        self.function, x = function, scale * _SEARCH
+        self.function, x = function, _SEARCH / max(map(abs, weights))
         with np.errstate(all="ignore"):
             values = function(x)
         # The finite stretch around the middle of the search: far out an activation over- or underflows.
         good = np.isfinite(values) & (values != 0)
+        if not good.any():
+            raise ValueError("activation: must be positive and increasing where it is used")
         middle = int(np.argmin(np.where(good, np.abs(np.log(_SEARCH)), np.inf)))
         ends = np.flatnonzero(~good)
         first = int(ends[ends < middle].max(initial=-1)) + 1
         last = int(ends[ends > middle].min(initial=len(x)))
+        third, fourth = (np.abs(np.diff(np.log(np.abs(values[first:last])), n)) for n in (3, 4))
+        rough = (fourth > _TINY) & (fourth > third[:-1] / 2)
+        if len(rough) >= _NEIGHBOURS:
+            first += int(np.argmin(np.convolve(rough, np.ones(_NEIGHBOURS), "valid") > _NEIGHBOURS / 4))
         self.x, self.values = x[first:last], values[first:last]
         for sign in (1.0, -1.0):
             v = sign * self.values
-            top = int(np.argmax(v)) if len(v) else 0
-            if len(v) and v[top] - max(v[0], v[-1]) > _TURN * abs(max(v[0], v[-1])):
+            top = int(np.argmax(v))
+            if v[top] - max(v[0], v[-1]) > _TURN * abs(max(v[0], v[-1])):
                 break
         else:
-            self._refuse(activation, instead, kind)
+            self._refuse(activation, weights, kind)
         around = (self.x[top - 1], self.x[top + 1])
         found = minimize_scalar(
             lambda at: -sign * self._at(at), bounds=around, method="bounded", options={"xatol": 1e-9 * around[0]}
@@ -202,17 +218,26 @@ class _Curve:
     def _at(self, x: float) -> float:
         return float(self.function(np.array([x]))[0])
 
-    @staticmethod
-    def _refuse(activation: Activation, instead: str, kind: str) -> None:
-        trend = elasticity_trend(activation)
-        if trend == "non-monotone":
+    def _refuse(self, activation: Activation, weights: tuple[float, float], kind: str) -> None:
+        """Say why there is no extremum: because of the activation, or of the weights."""
+        # All of the elasticity that the search has met: at negative z, too, where a weight is negative.
+        z = torch.from_numpy(np.unique([w * self.x for w in weights if w]))
+        value, slope = value_and_slope(activation, z)
+        e = z * slope / value
+        met = torch.isfinite(e)
+        way = trend(e[met], rounding=1e-7)
+        if way == "non-monotone":
             raise InfeasibleError(
                 f"{'w_p, w_q' if kind == 'two-point' else 'w'}: no {kind} overlap found with these weights, whose "
                 "curve has no interior extremum beyond both of its ends; draw others"
             )
-        low, high = RANGE
+        low, high = z[met][[0, -1]].tolist()
+        so = {
+            "two-point": "two different solution curves meet at most once",
+            "one-point": "every point is the end of one path at most",
+        }[kind]
         raise ValueError(
-            f"activation: its elasticity z σ'(z)/σ(z) is {trend} for z in [{low:g}, {high:g}], so {instead}: "
+            f"activation: its elasticity z σ'(z)/σ(z) is {way} for z = wx in [{low:.4g}, {high:.4g}], so there {so}: "
             f"no {kind} overlap exists"
         )
 
