@@ -13,8 +13,8 @@ Activation = Callable[[Tensor], Tensor]
 """A function of one real variable, applied to every entry of a tensor; automatic differentiation follows it."""
 
 # Gauss-Legendre on [0, 1]: exact to rounding for the exponential of the cubics between knots.
-_NODES, _WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(32))
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
+NODES, WEIGHTS = (torch.from_numpy(part) / 2 for part in np.polynomial.legendre.leggauss(32))
+NODES += 0.5
 
 
 def relu(z: Tensor) -> Tensor:
@@ -190,10 +190,10 @@ class LogSlopeActivation:
     @staticmethod
     def _area(far: Tensor, piece: Tensor, powers: Tensor) -> Tensor:
         """Return the integral of exp(m) over ``far`` from the base of each piece on."""
-        d = far[..., None] * _NODES.to(far)
+        d = far[..., None] * NODES.to(far)
         c = powers[piece].unsqueeze(-2)
         m = c[..., 0] + d * (c[..., 1] + d * (c[..., 2] + d * c[..., 3]))
-        return far * (m.exp() * _WEIGHTS.to(far)).sum(-1)
+        return far * (m.exp() * WEIGHTS.to(far)).sum(-1)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the activation of every entry, float32 or float64."""

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from implicitreg import checks
 from implicitreg.nets import LogSlopeActivation
+from implicitreg.nets.neuron import NODES, WEIGHTS
 from implicitreg.overlaps.overlap import InfeasibleError, Overlap, point, sigma_at
 
 # What a data set with input x sees of an activation is λ(w) = x (ln σ)'(wx): along its flow a²/2 grows by the integral
@@ -115,11 +115,10 @@ def bespoke_two_point(
         level = rise / (w_p - w_q)
         left = level * area_p - (w_p - w_q)
         width = min(left, middle) / 2
-        nodes, weights = np.polynomial.legendre.leggauss(32)
-        step = (1 - nodes) ** 2 * (2 + nodes) / 4  # from 1 to 0, as the Hermite spline goes
+        step = (1 - NODES) ** 2 * (1 + 2 * NODES)  # from 1 to 0, as the Hermite spline goes
 
         def short(height: float) -> float:
-            area = width * float(np.exp(-height * step) @ weights) / 2 + (middle - width) * math.exp(-height)
+            area = width * float((-height * step).exp() @ WEIGHTS) + (middle - width) * math.exp(-height)
             return float(left - area)
 
         height = _root(short, 0.0, 1.0)

@@ -176,7 +176,7 @@ def one_point_overlap(activation: Activation, theta_0: Tensor | Sequence[float],
 
 
 class _Curve:
-    """A positive function of the input x > 0 with one interior extremum, and where it takes a value beside it."""
+    """A function of the input x > 0, of one sign, with one interior extremum, and where it takes a value beside it."""
 
     def __init__(
         self,

@@ -71,11 +71,15 @@ def _control(judgement: "Judgement") -> str:
 
 
 def show_verdicts(judged: Sequence[Judged]) -> None:
-    """Print a table for each chapter, and how many claims got which verdict."""
+    """Print a table for each chapter of which something was run, and how many of their claims got which verdict."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
+    folders = dict.fromkeys(one.judgement.claim.folder for one in judged)
+    begun = {one.judgement.claim.folder for one in judged if one.judgement.verdict != "not run"} or set(folders)
+    absent = [folder for folder in folders if folder not in begun]
+    judged = [one for one in judged if one.judgement.claim.folder in begun]
     for folder, chapter in groupby(judged, key=lambda one: one.judgement.claim.folder):
         judgements = [one.judgement for one in chapter]
         papers = ", ".join(dict.fromkeys(judgement.claim.paper for judgement in judgements))
@@ -86,7 +90,8 @@ def show_verdicts(judged: Sequence[Judged]) -> None:
             number, control = judgement.claim.number, _control(judgement)
             table.add_row(number, _statement(judgement), control, _verdict(judgement))
         console.print(table)
-    console.print(Text(_summary(judged)))
+    ending = f"; not run: {', '.join(absent)}" if absent else ""
+    console.print(Text(_summary(judged) + ending))
 
 
 def _summary(judged: Sequence[Judged]) -> str:
