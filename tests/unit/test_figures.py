@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import seaborn
 
 from implicitreg import figures
 from implicitreg.figures import Curve, Frames, Panel, Still, explorer, plots
@@ -71,6 +72,36 @@ def test_readable_on_light_and_on_dark():
     for ground in ("#ffffff", "#121212"):
         assert contrast(figures.INK, ground) >= 4
         assert all(contrast(colour, ground) >= 3 for colour in figures.COLOURS), ground
+
+
+def test_the_style_is_seaborns_ticks_with_our_settings():
+    """All but two that nothing of ours reads: seaborn's colour map, and fonts that give way to another family."""
+    ink = ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color", "ytick.color")
+    ours = {
+        **dict.fromkeys(ink, figures.INK),
+        "axes.facecolor": "none",
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "none",
+        "font.family": "DejaVu Sans",
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+    }
+    found = []
+    for set_style in (
+        figures.style,
+        lambda: seaborn.set_theme(context="notebook", style="ticks", palette=list(figures.COLOURS), rc=ours),
+    ):
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.use("Agg")
+            set_style()
+            cycle = [mpl.colors.to_hex(colour).upper() for colour in plt.rcParams["axes.prop_cycle"].by_key()["color"]]
+            found.append({**mpl.rcParams, "axes.prop_cycle": cycle})
+    assert found[0].keys() == found[1].keys()
+    assert {key for key, value in found[0].items() if value != found[1][key]} <= {"image.cmap", "font.sans-serif"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -462,6 +462,22 @@ def test_slow_plateaus_arrive():
     assert found.t[-1] > 1e3
 
 
+def test_a_solver_that_fails_says_what_to_do():
+    """Its own words would be "Unexpected istate in LSODA." and "Required step size is less than spacing"."""
+    advice = r": no step meets the tolerances \(try a larger rtol, unless the loss is unbounded or undefined beyond\)"
+    found = flowed(
+        "1 of 1 members .* the solver gave up at time .*" + advice,
+        lambda theta: ((30 * theta[..., 0]).sin() + 2) * theta.square().sum(-1),
+        tensor(3.0, 4.0),
+        t_end=5.0,
+        rtol=100 * np.finfo(float).eps,
+        atol=1e-300,
+    )
+    assert found.t[-1] < 1
+    options = {"t_end": 2.0, "rtol": 1e-6, "atol": 1e-8, "method": "RK45"}
+    flowed("gave up at time 1" + advice, lambda theta: -(theta[..., 0] ** 3) / 3, tensor(1.0), **options)
+
+
 @pytest.mark.parametrize("method", ["LSODA", "DOP853"])
 def test_losses_without_bound_end_with_a_warning(method):
     """1 / theta falls linearly and is 0 at time 1."""

@@ -28,6 +28,7 @@ from implicitreg.overlaps import (
     preference_graph,
     rationalizable,
     solution_ratio,
+    traced_preference,
     two_point_overlap,
     verify,
 )
@@ -541,7 +542,7 @@ def test_monotone_activations_are_refused(name):
     start = rf"^activation: its elasticity .* is {trend} .*"
     with pytest.raises(ValueError, match=start + "solution curves meet .* no two-point") as caught:
         two_point_overlap(activation, 2, 1, 3)
-    assert not isinstance(caught.value, InfeasibleError)  # another draw would not help
+    assert not isinstance(caught.value, InfeasibleError)  # other weights would not help
     with pytest.raises(ValueError, match=start + "the end of one path .* no one-point") as caught:
         one_point_overlap(activation, (1, 0.5), 1, 2.0)
     assert not isinstance(caught.value, InfeasibleError)
@@ -550,15 +551,17 @@ def test_monotone_activations_are_refused(name):
 def test_infeasible_draws_say_so():
     # Its elasticity rises, falls and rises, and so do its curves, past none of their ends.
     assert elasticity_trend(bent) == "non-monotone"
-    with pytest.raises(InfeasibleError, match=r"^w_p, w_q: no two-point overlap found .* beyond both of its ends"):
+    with pytest.raises(
+        InfeasibleError, match=r"^w_p, w_q: no two-point .* beyond both of its ends; try weights closer"
+    ):
         two_point_overlap(bent, 2, 1, 3)
-    with pytest.raises(InfeasibleError, match=r"^w: no one-point overlap found .* beyond both of its ends"):
+    with pytest.raises(InfeasibleError, match=r"^w: no one-point .* beyond both of its ends; try one closer to w_0"):
         one_point_overlap(bent, (1, 0.4), 0.8, 0.1)
     with pytest.raises(InfeasibleError, match=r"^w_0: must give a_p² > 0 and a_0² > 0, got .* and -"):
         two_point_overlap(torch.sigmoid, 2, 1, -17.2256135 / 2, ratio=6 / 5)
     with pytest.raises(InfeasibleError, match=r"^w_0: must give a_p² > 0"):
         two_point_overlap(torch.sigmoid, 2, 1, 1.0, ratio=6 / 5)
-    with pytest.raises(InfeasibleError, match=r"^level: must give a² > 0, which is -"):
+    with pytest.raises(InfeasibleError, match=r"^level: must give a² > 0, which is -.*; try one above -0.005$"):
         one_point_overlap(torch.sigmoid, (0.1, 2), 1, -6.0)
     assert issubclass(InfeasibleError, ValueError)
 
@@ -751,7 +754,7 @@ POINTS = torch.eye(2)
         (lambda: elasticity(torch.relu, tensor(1, -1.0)), ValueError, "activation: must be finite at z, .*and not 0"),
         (lambda: elasticity(torch.log, tensor(0.0)), ValueError, "activation: must be finite at z"),
         (lambda: elasticity(torch.exp, tensor(math.nan)), ValueError, "activation: must be finite at z"),
-        (lambda: elasticity(torch.ones_like, tensor(1.0)), ValueError, "activation: must map a tensor entry by entry"),
+        (lambda: elasticity(torch.ones_like, tensor(1.0)), TypeError, "activation: must .* automatic differentiation"),
         (lambda: elasticity(torch.sum, tensor(1.0, 2)), ValueError, "activation: must map a tensor entry by entry"),
         (lambda: elasticity_trend(torch.exp, 0), ValueError, "low: must be a finite number > 0"),
         (lambda: elasticity_trend(torch.exp, 2, 1), ValueError, "high: must be more than low, 2, got 1"),
@@ -878,3 +881,51 @@ POINTS = torch.eye(2)
 def test_refusals(run, error, message):
     with pytest.raises(error, match="^" + message):
         run()
+
+
+NOT_TORCH = {
+    "np.tanh": (np.tanh, "it raised RuntimeError"),
+    "math.tanh": (math.tanh, "it (raised|returned)"),
+    "an array": (lambda z: np.tanh(z.detach().numpy()), "it returned ndarray"),
+    "an array of several": (lambda z: np.tanh(np.asarray(z.tolist())), "it returned ndarray"),
+    "by way of an array": (
+        lambda z: torch.from_numpy(np.tanh(z.detach().numpy())),
+        "so that automatic differentiation",
+    ),
+    "not even a function": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TORCH)
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda f: elasticity(f, tensor(1.0, 2)),
+        lambda f: elasticity_trend(f),
+        lambda f: solution_ratio(f, 2, 1, tensor(1.0, 2)),
+        lambda f: path_integral(f, 1, 0, 1),
+        lambda f: path_integral(f, 1, 1, 1),
+        lambda f: path_invariant(f, tensor(1.0, 2), 1.0, 0.0),
+        lambda f: two_point_overlap(f, 2, 1, 3),
+        lambda f: one_point_overlap(f, (1, 0), 1, 2.0),
+        lambda f: traced_preference(f, (1, 0.5), tensor([2.0, 1.5])),
+        lambda f: dataclasses.replace(SIGMOID, activation=f),
+    ],
+)
+def test_an_activation_is_made_of_torchs_operations(name, run):
+    activation, found = NOT_TORCH[name]
+    if found is None:
+        message = "^activation: must be a function of a tensor, got NoneType"
+    else:
+        message = f"^activation: must be a function of a tensor made of torch's operations[;,] {found}"
+    with pytest.raises(TypeError, match=message):
+        run(activation)
+
+
+def test_derivatives_pass_through_the_ratio_only_where_asked_for():
+    x = tensor(0.5, 2.0)
+    assert not solution_ratio(torch.sigmoid, 2, 1, x).requires_grad
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(solution_ratio(torch.sigmoid, 2, 1, leaf).sum(), leaf)
+    e = [elasticity(torch.sigmoid, w * x) for w in (2, 1)]
+    torch.testing.assert_close(slope, solution_ratio(torch.sigmoid, 2, 1, x) * (e[0] - e[1]) / x)

@@ -197,8 +197,12 @@ def gradient_flow(
         # LSODA tells by a warning what the flow's own warning says, where it matters.
         warnings.simplefilter("ignore")
         while solver.status == "running" and (until is None or (losses[-1] > level).any()):
-            trouble = solver.step()
+            solver.step()
             if solver.status == "failed":
+                # The solvers' own words, such as "unexpected istate", help nobody.
+                trouble = (
+                    "no step meets the tolerances (try a larger rtol, unless the loss is unbounded or undefined beyond)"
+                )
                 break
             value = problem.losses(solver.y)
             # Where a loss falls without bound in finite time, some solvers stay there without a word.

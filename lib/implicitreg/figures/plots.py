@@ -30,6 +30,7 @@ def style() -> None:
     """
     # A figure made before any backend is chosen would be shown a second time by the inline backend.
     plt.switch_backend(mpl.get_backend())
+    # Seaborn's theme "ticks" with settings of our own, written out: importing seaborn takes most of a second.
     mpl.rcParams.update(
         {
             **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color"), INK),

@@ -12,6 +12,28 @@ The model is a network with one hidden neuron and one input, :math:`f(x; a, w) =
 
 Where the elasticity is monotone, so are :math:`g` and :math:`H_x` as functions of :math:`x`, and no data sets collide.
 Where it is not, the recipes below find data sets that do.
+
+Examples
+--------
+The whole chain for an activation of one's own, whose elasticity :math:`2z / (1 + e^z)` turns: two data sets, the flows
+that show them to be an overlap, the choices that these reveal, and a cycle, so that no function explains the choices.
+
+>>> import torch
+>>> def squared_sigmoid(z):
+...     return torch.sigmoid(z) ** 2
+>>> elasticity_trend(squared_sigmoid)
+'non-monotone'
+>>> overlap = two_point_overlap(squared_sigmoid, w_p=2, w_q=1, w_0=3)
+>>> found = overlap.verify()
+>>> found.holds()
+True
+>>> points = torch.stack([overlap.p, overlap.q])
+>>> graph = preference_graph(found.ends, points, overlap.loss(points[:, None, :]).T)
+>>> graph.edges  # (chosen, rejected, data set): q over p on the first, p over q on the second
+((1, 0, 0), (0, 1, 1))
+>>> answer = rationalizable(graph)
+>>> bool(answer), answer.cycle, answer.verify()
+(False, (0, 1, 0), True)
 """
 
 from implicitreg.overlaps.bespoke import bespoke_one_point, bespoke_two_point

@@ -35,9 +35,10 @@ def elasticity(activation: Activation, z: Tensor) -> Tensor:
     Raises
     ------
     TypeError
-        ``z`` is no tensor of dtype float32 or float64.
+        ``z`` is no tensor of dtype float32 or float64, or ``activation`` is no function of a tensor that automatic
+        differentiation follows.
     ValueError
-        The activation is 0 or not finite somewhere.
+        The activation is 0 or not finite somewhere, or does not map entry by entry.
 
     Examples
     --------
@@ -72,6 +73,8 @@ def elasticity_trend(
 
     Raises
     ------
+    TypeError
+        ``activation`` is no function of a tensor that automatic differentiation follows.
     ValueError
         The range is empty, there are fewer than three points, or the activation is 0 or not finite on it.
 
@@ -103,9 +106,10 @@ def solution_ratio(activation: Activation, w_p: float, w_q: float, x: Tensor) ->
     Raises
     ------
     TypeError
-        ``x`` is no tensor of dtype float32 or float64, or ``activation`` is no function.
+        ``x`` is no tensor of dtype float32 or float64, or ``activation`` is no function of a tensor that automatic
+        differentiation follows.
     ValueError
-        A weight is not a finite number.
+        A weight is not a finite number, or the activation does not map entry by entry.
 
     Examples
     --------
@@ -115,11 +119,10 @@ def solution_ratio(activation: Activation, w_p: float, w_q: float, x: Tensor) ->
     tensor([1.2000, 1.2000])
     """
     checks.floating(x, "x")
-    _callable(activation)
     for name, w in (("w_p", w_p), ("w_q", w_q)):
         if not math.isfinite(checks.number(w)):
             raise ValueError(f"{name}: must be a finite number, got {w!r}")
-    return activation(w_p * x) / activation(w_q * x)
+    return applied(activation, w_p * x) / applied(activation, w_q * x)
 
 
 def path_integral(activation: Activation, x: float | Tensor, w_0: float | Tensor, w: float | Tensor) -> Tensor:
@@ -143,6 +146,8 @@ def path_integral(activation: Activation, x: float | Tensor, w_0: float | Tensor
 
     Raises
     ------
+    TypeError
+        ``activation`` is no function of a tensor that automatic differentiation follows.
     ValueError
         Not finite numbers of shapes that broadcast, an input that is not positive, or an activation that is not
         positive and increasing between ``w_0 x`` and ``w x``.
@@ -203,7 +208,7 @@ def path_invariant(activation: Activation, theta: Tensor, x: float | Tensor, w_0
     Raises
     ------
     TypeError
-        ``theta`` is no tensor of dtype float32 or float64.
+        ``theta`` is no tensor of dtype float32 or float64, or as `path_integral`.
     ValueError
         ``theta`` has another shape, or as `path_integral`.
 
@@ -226,15 +231,34 @@ def trend(values: Tensor, rounding: float = 1e-9) -> Trend:
     return "non-monotone" if up and down else "increasing" if up else "decreasing" if down else "constant"
 
 
+def applied(activation: Activation, z: Tensor) -> Tensor:
+    """Return the activation at ``z``, or say why it is none; with a graph only where ``z`` asks for one."""
+    needed = "activation: must be a function of a tensor"
+    if not callable(activation):
+        raise TypeError(f"{needed}, got {type(activation).__name__}")
+    leaf = z if z.requires_grad else z.detach().requires_grad_()
+    with torch.enable_grad():
+        try:
+            value = activation(leaf)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # NumPy's functions refuse a tensor that wants a derivative, those of math one of several entries.
+            raise TypeError(f"{needed} made of torch's operations; it raised {error!r}") from error
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{needed} made of torch's operations; it returned {type(value).__name__}")
+    if not value.requires_grad:
+        raise TypeError(f"{needed} made of torch's operations, so that automatic differentiation follows")
+    if value.shape != z.shape:
+        raise ValueError(
+            f"activation: must map a tensor entry by entry; it made {tuple(value.shape)} of {tuple(z.shape)}"
+        )
+    return value if z.requires_grad else value.detach()
+
+
 def value_and_slope(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return activation and derivative, entry by entry."""
-    _callable(activation)
     z = z.detach().requires_grad_()
-    with torch.enable_grad():
-        value = activation(z)
-        if not isinstance(value, Tensor) or value.shape != z.shape or not value.requires_grad:
-            raise ValueError("activation: must map a tensor entry by entry, so that automatic differentiation follows")
-        (slope,) = torch.autograd.grad(value.sum(), z)
+    value = applied(activation, z)
+    (slope,) = torch.autograd.grad(value.sum(), z)
     return value.detach(), slope
 
 
@@ -272,11 +296,6 @@ def _adaptive(activation: Activation, x: float, w_0: float, w: float) -> float:
     if error > 1e-8 * abs(found):
         warnings.warn(f"path_integral: relative accuracy {error / abs(found):.1g} only", RuntimeWarning, stacklevel=3)
     return found
-
-
-def _callable(activation: Activation) -> None:
-    if not callable(activation):
-        raise TypeError(f"activation: must be a function of a tensor, got {type(activation).__name__}")
 
 
 def _numbers(value: float | Tensor, name: str) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 from implicitreg import checks
 from implicitreg.dynamics import gradient_flow, squared_loss
 from implicitreg.nets import Activation, hidden_neuron
+from implicitreg.overlaps.elasticity import applied
 
 Sample = tuple[float, float]
 
 
 class InfeasibleError(ValueError):
-    """A recipe has no solution for these numbers, though it has for others: draw again."""
+    """A recipe has no solution for these numbers, though it has for others: the message says which ones to change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,13 @@ class Overlap:
         The points, shape ``(2,)``, float64.
     s1, s2
         The data sets, one sample (x, y) each.
+
+    Raises
+    ------
+    TypeError
+        ``activation`` is no function of a tensor that automatic differentiation follows.
+    ValueError
+        A point or a sample is not two finite numbers, or the activation does not map entry by entry.
     """
 
     activation: Activation
@@ -57,6 +65,7 @@ class Overlap:
             ):
                 raise ValueError(f"{name}: must be two finite numbers (x, y), got {sample!r}")
             object.__setattr__(self, name, (float(sample[0]), float(sample[1])))
+        applied(self.activation, self.p[1] * self.x)
 
     @property
     def one_point(self) -> bool:
@@ -65,12 +74,12 @@ class Overlap:
 
     @property
     def x(self) -> Tensor:
-        """The two inputs, shape ``(2, 1, 1)``: data set, sample, input."""
+        """The two inputs, of shape ``(2, 1, 1)``, by data set, sample and input."""
         return torch.tensor([self.s1[0], self.s2[0]], dtype=torch.float64)[:, None, None]
 
     @property
     def y(self) -> Tensor:
-        """The two targets, shape ``(2, 1)``: data set, sample."""
+        """The two targets, of shape ``(2, 1)``, by data set and sample."""
         return torch.tensor([self.s1[1], self.s2[1]], dtype=torch.float64)[:, None]
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -189,7 +198,7 @@ def verify(overlaps: Sequence[Overlap], *, rtol: float = 1e-12, atol: float = 1e
 
 def sigma_at(activation: Activation, z: float) -> float:
     """Return the activation of one number."""
-    return float(activation(torch.tensor([z], dtype=torch.float64))[0])
+    return float(applied(activation, torch.tensor([z], dtype=torch.float64))[0])
 
 
 def point(value: Tensor | Sequence[float], name: str) -> Tensor:

@@ -57,6 +57,8 @@ def two_point_overlap(
 
     Raises
     ------
+    TypeError
+        ``activation`` is no function of a tensor that automatic differentiation follows.
     InfeasibleError
         :math:`a_p^2` or :math:`a_0^2` is not positive: another ``w_0`` will do. Or the ratio has no extremum for these
         weights, though the elasticity is not monotone.
@@ -132,6 +134,8 @@ def one_point_overlap(activation: Activation, theta_0: Tensor | Sequence[float],
 
     Raises
     ------
+    TypeError
+        ``activation`` is no function of a tensor that automatic differentiation follows.
     InfeasibleError
         :math:`a_0^2 + 2\,\mathrm{level}` is not positive. Or the path integral has no extremum for these weights,
         though the elasticity is not monotone.
@@ -169,7 +173,9 @@ def one_point_overlap(activation: Activation, theta_0: Tensor | Sequence[float],
     x1, x2 = curve.cut(checks.number(level), "level")
     square = a_0**2 + 2 * level
     if not square > 0:
-        raise InfeasibleError(f"level: must give a² > 0, which is {square:.4g} for {level!r}")
+        raise InfeasibleError(
+            f"level: must give a² > 0, which is {square:.4g} for {level!r}; try one above {-(a_0**2) / 2:.4g}"
+        )
     p = torch.tensor([math.sqrt(square), w], dtype=torch.float64)
     y1, y2 = (float(p[0]) * sigma_at(activation, w * x) for x in (x1, x2))
     return Overlap(activation, start, p, p, (x1, y1), (x2, y2))
@@ -227,9 +233,12 @@ class _Curve:
         met = torch.isfinite(e)
         way = trend(e[met], rounding=1e-7)
         if way == "non-monotone":
+            name, advice = (
+                ("w_p, w_q", "weights closer together") if kind == "two-point" else ("w", "one closer to w_0")
+            )
             raise InfeasibleError(
-                f"{'w_p, w_q' if kind == 'two-point' else 'w'}: no {kind} overlap found with these weights, whose "
-                "curve has no interior extremum beyond both of its ends; draw others"
+                f"{name}: no {kind} overlap found with these weights, whose curve has no interior extremum beyond both "
+                f"of its ends; try {advice}"
             )
         low, high = z[met][[0, -1]].tolist()
         so = {

@@ -65,7 +65,8 @@ def traced_preference(
     Raises
     ------
     TypeError
-        ``points`` is no tensor of dtype float64.
+        ``points`` is no tensor of dtype float64, or ``activation`` is no function of a tensor that automatic
+        differentiation follows.
     ValueError
         A number or shape out of range, or an elasticity that is not strictly monotone on the range of :math:`wx`: then
         a point may be the limit of several data sets, or of all.
