@@ -3,9 +3,6 @@
 ``make bench`` prints pytest-benchmark's table, and tables of ratios.
 """
 
-import math
-import time
-
 import pytest
 import torch
 from scipy.integrate import quad
@@ -15,16 +12,6 @@ from implicitreg.overlaps import InfeasibleError, elasticity, path_integral, two
 
 OVERLAPS = 60
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "SiLU": silu, "GELU": gelu}
-
-
-def seconds(repetitions, run, *arguments):
-    """Return the best time of some repetitions, and the result: other processes only ever add time."""
-    best = math.inf
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        result = run(*arguments)
-        best = min(best, time.perf_counter() - start)
-    return best, result
 
 
 def draws(activation, number):
@@ -48,7 +35,7 @@ def one_by_one(overlaps):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_verify(benchmark, name):
+def test_verify(benchmark, name, seconds):
     build, (overlaps, n) = seconds(1, draws, ACTIVATIONS[name], OVERLAPS)
     benchmark.group = f"{OVERLAPS} two-point overlaps of {name}, both flows of each, as one system, one thread"
     benchmark.pedantic(verify, (overlaps,), rounds=3, warmup_rounds=1)
@@ -65,7 +52,7 @@ def test_verify(benchmark, name):
     ]
 
 
-def test_path_integral(benchmark):
+def test_path_integral(benchmark, seconds):
     """A thousand path integrals as one tensor program against SciPy's, one by one."""
     x = torch.linspace(0.05, 3, 1000, dtype=torch.float64)
     benchmark.group = f"{len(x)} path integrals of a sigmoid, one thread"

@@ -5,7 +5,6 @@ number of breakpoints.
 """
 
 import math
-import time
 
 import pytest
 import torch
@@ -36,16 +35,6 @@ def pairs(d, angle, number=1):
     frames = torch.randn(number, d, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     a, b = torch.linalg.qr(frames).Q.mul(math.sqrt(d)).unbind(-1)
     return a, math.cos(angle) * a + math.sin(angle) * b
-
-
-def seconds(repetitions, run, *arguments):
-    """Return the best time of some repetitions, and the result: other processes only ever add time."""
-    best = math.inf
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        result = run(*arguments)
-        best = min(best, time.perf_counter() - start)
-    return best, result
 
 
 def one_by_one(weights, x0, x1):
@@ -87,7 +76,7 @@ def grid(weights, x0, x1, points):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_segment_profile(benchmark, name):
+def test_segment_profile(benchmark, name, seconds):
     angle, grids = NETWORKS[name]
     weights = network(name)
     (x0,), (x1,) = pairs(len(weights[0].T), angle)
@@ -122,7 +111,7 @@ def test_segment_profile(benchmark, name):
     benchmark.extra_info["table"] = table
 
 
-def test_batches(benchmark):
+def test_batches(benchmark, seconds):
     """100 pairs as one program against 100 calls, by turns."""
     best = {}
     for name, angle in BATCHES.items():
@@ -149,7 +138,7 @@ def test_batches(benchmark):
     ]
 
 
-def test_cost_against_breakpoints(benchmark):
+def test_cost_against_breakpoints(benchmark, seconds):
     """The same network between inputs further and further apart."""
     table = [f"{'':>30}{'breakpoints':>13}{'ms':>9}{'µs each':>10}"]
     for name in ("64-256-256-256-256-256-256-10", "784-1024-1024-1024-10"):

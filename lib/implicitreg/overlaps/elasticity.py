@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,7 +170,8 @@ def path_integral(activation: Activation, x: float | Tensor, w_0: float | Tensor
         raise ValueError("x: must be finite and > 0")
     for name, other in (("w_0", "x"), ("w", "x"), ("w", "w_0")):
         checks.broadcastable(given[name].shape, given[other].shape, name, other)
-    inputs, first, last = torch.broadcast_tensors(*given.values())  # type: ignore[no-untyped-call]
+    shape = np.broadcast_shapes(*(tuple(value.shape) for value in given.values()))
+    inputs, first, last = (value.expand(shape) for value in given.values())
     coarse, found = (quadrature(activation, inputs, first, last, panels) for panels in (2, 3))
     if not torch.isfinite(found).all():
         raise ValueError("activation: must be positive and increasing between w_0 x and w x")
