@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE_READY := $(VENV)/.ready-site
+SITE := _build/html/searchindex.js
+PDF := _build/implicit-regularization.pdf
 
 # One torch thread in every process; string hashing the same in every process.
 export OMP_NUM_THREADS := 1
@@ -10,10 +13,10 @@ export MKL_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help book test bench record clean
+.PHONY: help book test test-site screenshots bench record clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -32,6 +35,25 @@ test: $(READY)  ## lint, types, unit tests, recorded notebooks (nbval), other se
 	$(BIN)/pytest -n 2 --dist loadfile --doctest-modules lib tests/unit
 	$(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 book
 	$(BIN)/pytest tests/notebooks
+
+# What the site tests need beside the environment: Chromium, the packages that drive it, a rendered book, and its PDF.
+# A book that was rendered from a run is tested as it is.
+$(SITE_READY): $(READY)
+	@$(BIN)/python tests/site/browsing.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev,site]'
+	@touch $@
+
+$(SITE): | $(SITE_READY)
+	$(BIN)/implicitreg render
+
+$(PDF): $(SITE) | $(SITE_READY)
+	$(BIN)/implicitreg pdf
+
+test-site: $(PDF)  ## the rendered book in Chromium: links, mathematics, contrast, widths, keys, search, downloads
+	$(BIN)/pytest -n 2 tests/site
+
+screenshots: $(SITE) | $(SITE_READY)  ## pictures of four pages, in both themes, wide and narrow, to look at
+	$(BIN)/python tests/site/screenshots.py
 
 bench: $(READY)  ## time the library against plain alternatives
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,rounds

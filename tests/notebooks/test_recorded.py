@@ -2,11 +2,15 @@
 
 import ast
 import base64
+import io
 import json
+import re
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from implicitreg.claims import MIME, Evidence, Record, judge, judge_notebooks, load_all
 
@@ -20,12 +24,12 @@ def code_cells(notebook):
 
 
 def figures(notebook):
-    """Yield (name, PNG bytes, alt text) of every recorded figure."""
+    """Yield (name, PNG bytes, metadata) of every recorded figure."""
     for cell in code_cells(notebook):
         for output in cell["outputs"]:
             meta = output.get("metadata", {}).get("image/png", {})
             if "name" in meta:
-                yield meta["name"], base64.b64decode(output["data"]["image/png"]), meta["alt"]
+                yield meta["name"], base64.b64decode(output["data"]["image/png"]), meta
 
 
 def test_there_are_notebooks():
@@ -70,8 +74,69 @@ class TestRecorded:
             assert not odd, f"{cell['id']}: {odd}"
 
     def test_figures_say_what_was_found(self, name):
-        for figure, _, alt in figures(CONTENTS[name]):
-            assert any(c.isdigit() for c in alt), f"{figure}: alt text without a measured number"
+        for figure, _, meta in figures(CONTENTS[name]):
+            assert any(c.isdigit() for c in meta["alt"]), f"{figure}: alt text without a measured number"
+
+    def test_figures_read_on_a_phone(self, name):
+        """A column of panels is at most as wide as a phone shows it, 328 pixels: there no text is below 9 pixels."""
+        for figure, png, meta in figures(CONTENTS[name]):
+            with Image.open(io.BytesIO(png)) as picture:
+                edges = [0, *meta["cuts"], picture.width]
+            widest = max(b - a for a, b in pairwise(edges)) * meta["width"] / edges[-1]
+            # A point is 100/72 of a pixel at the width that the page gives the figure.
+            smallest = meta["text"] * 100 / 72 * min(1.0, 328 / widest)
+            assert smallest >= 9, f"{figure}: {smallest:.1f} pixels in a column of {widest:.0f}"
+
+    def test_figures_carry_their_data(self, name):
+        for figure, _, meta in figures(CONTENTS[name]):
+            data = json.loads(meta["data"])
+            assert data, figure
+            for series in data:
+                numbers = [v for key in ("x", "y") for v in series[key] if v is not None]
+                assert numbers, f"{figure}: {series['series']}"
+                assert len(series["x"]) == len(series["y"])
+
+    def test_captions_name_the_bands(self, name):
+        for figure, _, meta in figures(CONTENTS[name]):
+            if {"band", "error bar"} & {series["kind"] for series in json.loads(meta["data"])}:
+                assert re.search(r"\b(bands?|error bars?|bars?|shaded|range)\b", meta["caption"]), figure
+
+    def test_exercises_have_hidden_solutions_that_were_run(self, name):
+        """At least two; each solution has code that checks something and shows something."""
+        wanted, found = [], {}
+        inside = None
+        for cell in CONTENTS[name]["cells"]:
+            source = "".join(cell["source"])
+            wanted += re.findall(r"^```\{exercise\}.*\n:label: (\S+)$", source, re.MULTILINE)
+            start = re.search(r"^```\{solution-start\} (\S+)\n:class: dropdown$", source, re.MULTILINE)
+            if start:
+                inside = start[1]
+                found[inside] = []
+            elif "```{solution-end}" in source:
+                inside = None
+            elif inside and cell["cell_type"] == "code":
+                found[inside].append(cell)
+        assert len(wanted) >= 2
+        assert list(found) == wanted
+        for label, cells in found.items():
+            nodes = [node for cell in cells for node in ast.walk(ast.parse("".join(cell["source"])))]
+            assert any(isinstance(node, ast.Assert) for node in nodes), f"{label}: nothing is checked"
+            assert any(cell["outputs"] for cell in cells), f"{label}: nothing is shown"
+
+    def test_definitions_and_theorems_have_labels(self, name):
+        text = "\n".join("".join(c["source"]) for c in CONTENTS[name]["cells"] if c["cell_type"] == "markdown")
+        boxes = re.findall(r"^`{3,}\{prf:(?!proof|ref)\w+\}[^\n]*\n((?::[^\n]*\n)*)", text, re.MULTILINE)
+        for options in boxes:
+            assert ":label:" in options
+            assert ":nonumber:" not in options
+
+    def test_it_opens_and_closes_like_the_others(self, name):
+        cells = ["".join(c["source"]) for c in CONTENTS[name]["cells"] if c["cell_type"] == "markdown"]
+        assert cells[0].startswith("# ")
+        opening = "\n".join(cells[:2])
+        assert 0 < opening.find("**Question.**") < opening.find("**Verdict.**")
+        heads = re.findall(r"^## (.+)$", "\n".join(cells), re.MULTILINE)
+        assert heads[-2:] == ["Try it yourself", "Exercises"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

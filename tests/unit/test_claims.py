@@ -151,6 +151,24 @@ def test_a_file_that_is_no_claims_file(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_may_say_how_long_its_notebooks_take(tmp_path):
+    path = write(tmp_path / "rank")
+    assert load(path).notebooks == {}
+    text = path.read_text()
+    path.write_text(text + "notebooks:\n  flow: {seconds: {smoke: 2, book: 14.5}}\n")
+    assert load(path).notebooks["flow"].seconds == {"smoke": 2, "book": 14.5}
+    for wrong, message in (
+        ("flow: {seconds: {huge: 2}}", "notebooks.flow.seconds.huge"),
+        ("flow: {seconds: {book: 0}}", "notebooks.flow.seconds.book"),
+        ("flow: {minutes: 3}", "notebooks.flow"),
+        ("[flow]", "notebooks"),
+    ):
+        path.write_text(text + f"notebooks:\n  {wrong}\n")
+        with pytest.raises(ClaimError, match=rf"claims\.yml: {message}") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_key_given_twice_is_refused(tmp_path):
     path = write(tmp_path / "rank")
     path.write_text(path.read_text().replace("kind: bound", "kind: bound\n    kind: rate"))

@@ -1,15 +1,18 @@
 """Figures: what they emit, and that it is the same twice."""
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import seaborn
+from PIL import Image
 
 from implicitreg import figures
 from implicitreg.figures import Curve, Frames, Panel, Still, explorer, plots
@@ -72,6 +75,132 @@ def test_readable_on_light_and_on_dark():
     for ground in ("#ffffff", "#121212"):
         assert contrast(figures.INK, ground) >= 4
         assert all(contrast(colour, ground) >= 3 for colour in figures.COLOURS), ground
+    # The book's style sheet shows figures a fifth brighter on its dark ground.
+    style = (Path(__file__).parents[2] / "book/_static/implicitreg.css").read_text("utf-8")
+    brighter = float(re.search(r"filter: brightness\(([\d.]+)\)", style)[1])
+    ink = [min(1.0, brighter * c) for c in mpl.colors.to_rgb(figures.INK)]
+    assert contrast(figures.INK, "#ffffff") >= 4.5
+    assert contrast(ink, "#121212") >= 4.5
+
+
+def emitted(shown, fig):
+    """Return the metadata of a figure that is shown."""
+    figures.show(fig, alt="a", caption="c", name="n")
+    return shown[0][1]["image/png"]
+
+
+def series(shown, fig):
+    """Return the data of a figure, panel and name to the rest."""
+    found = json.loads(emitted(shown, fig)["data"])
+    assert all(len(d["x"]) == len(d["y"]) == len(d.get("y_to", d["x"])) for d in found)
+    return {(d["panel"], d["series"]): d for d in found}
+
+
+def two_columns():
+    figures.style()
+    fig, axes = plt.subplots(2, 2, figsize=(8, 5), sharex=True)
+    for i, ax in enumerate(axes.flat):
+        ax.plot([1, 2], [i, i + 1])
+        ax.set(title=f"Panel {i}", ylabel="height")
+    return fig, axes
+
+
+def test_a_picture_is_cut_between_its_columns(shown):
+    fig, _ = two_columns()
+    meta = emitted(shown, fig)
+    (cut,) = meta["cuts"]
+    picture = plt.imread(io.BytesIO(base64.b64decode(shown[0][0]["image/png"])), format="png")
+    assert not picture[:, cut, 3].any()
+    assert 0.4 < cut / picture.shape[1] < 0.6
+    # On either side of it something is drawn.
+    assert picture[:, :cut, 3].any()
+    assert picture[:, cut:, 3].any()
+
+
+def test_one_column_is_not_cut(shown):
+    figures.style()
+    fig, axes = plt.subplots(2, 1)
+    axes[0].plot([0, 1])
+    assert emitted(shown, fig)["cuts"] == []
+
+
+@pytest.mark.parametrize("reaching", ["suptitle", "text"])
+def test_nothing_may_reach_from_column_to_column(shown, reaching):
+    fig, axes = two_columns()
+    if reaching == "suptitle":
+        fig.suptitle("a title over both columns of panels, wide enough to reach into each of them")
+    else:
+        axes[0, 0].text(1.5, 0.5, "a label that leaves its panel and runs into the next one", in_layout=False)
+    with pytest.raises(ValueError, match="reaches from one column of panels into the next"):
+        emitted(shown, fig)
+    assert shown == []
+    plt.close(fig)
+
+
+def test_the_size_of_the_smallest_text_is_told(shown):
+    fig, axes = two_columns()
+    axes[0, 0].text(1.5, 0.5, "small", fontsize=7)
+    axes[0, 1].text(1.5, 0.5, "", fontsize=3)
+    assert emitted(shown, fig)["text"] == 7
+
+
+def test_a_picture_has_a_palette_and_stays_what_it_was(shown):
+    fig = draw()
+    fig.set_dpi(150)
+    figures.show(fig, alt="a", caption="c", name="n")
+    with Image.open(io.BytesIO(base64.b64decode(shown[0][0]["image/png"]))) as image:
+        assert image.mode == "P"
+        colours = image.convert("RGBA").getcolors(1 << 16)
+    opaque = {rgba[:3] for _, rgba in colours if rgba[3] > 250}
+    wanted = tuple(round(255 * c) for c in mpl.colors.to_rgb(figures.COLOURS[0]))
+    assert min(max(abs(a - b) for a, b in zip(wanted, rgb, strict=True)) for rgb in opaque) <= 4
+
+
+def test_the_data_are_what_is_drawn(shown):
+    figures.style()
+    fig, ax = plt.subplots()
+    ax.set(title="Growth", xlabel="time", ylabel="size")
+    ax.plot([1, 2, 3], [1, np.nan, 1 / 3], label="named")
+    ax.plot([1, 2], [5, 6], color=figures.COLOURS[1])
+    ax.text(2, 6, "by its colour", color=figures.COLOURS[1])
+    ax.fill_between([1, 2], [0, 1], [2, 4], color=figures.COLOURS[2])
+    ax.errorbar([1, 2], [3, 4], yerr=[0.5, 1], label="with errors", capsize=3, color=figures.COLOURS[3])
+    ax.axhline(7, label="limit")
+    figures.bound(ax, [1, 2], [8, 9], "law", (1, 8))
+    figures.published(ax, [1.5], [2.5], "published errors")
+    ax.scatter([1], [2], color="black", label="a point")
+    ax.stairs([1, 2], [0, 1, 3], label="steps of it")
+    found = series(shown, fig)
+    assert {panel for panel, _ in found} == {"Growth"}
+    named = {name: d for (_, name), d in found.items()}
+    assert (named["named"]["x"], named["named"]["y"]) == ([1, 2, 3], [1, None, 0.333333])
+    assert named["named"]["x_label"] == "time"
+    assert named["named"]["y_label"] == "size"
+    assert named["by its colour"]["y"] == [5, 6]
+    assert (named["band"]["y"], named["band"]["y_to"]) == ([0, 1], [2, 4])
+    assert named["limit"]["y"] == [7]
+    assert named["law"]["y"] == [8, 9]
+    assert (named["published errors"]["kind"], named["published errors"]["x"]) == ("points", [1.5])
+    assert named["a point"]["y"] == [2]
+    assert named["steps of it"]["x_to"] == [1, 3]
+    of_errors = [d for (_, name), d in found.items() if name.startswith("with errors")]
+    bars = next(d for d in json.loads(shown[0][1]["image/png"]["data"]) if d["kind"] == "error bar")
+    assert of_errors
+    assert (bars["series"], bars["y"], bars["y_to"]) == ("with errors", [2.5, 3], [3.5, 5])
+
+
+def test_what_repeats_is_numbered_and_contours_have_levels(shown):
+    figures.style()
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1], color="0.3")
+    ax.plot([0, 1], [1, 0], color="0.3")
+    grid = np.linspace(0, 1, 5)
+    ax.contour(grid, grid, np.outer(grid, grid), levels=[0.25])
+    ax.set_ylabel("height")
+    found = series(shown, fig)
+    assert {name for _, name in found} == {"line 1", "line 2", "level 0.25"}
+    x, y = (np.array(found["height", "level 0.25"][key]) for key in ("x", "y"))
+    assert abs(x * y - 0.25).max() < 0.02
 
 
 def test_the_style_is_seaborns_ticks_with_our_settings():

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("myst_nb")
 
@@ -21,10 +23,16 @@ import nbformat.v4 as v4
 
 from implicitreg.claims import MIME, Claim, Evidence, Ledger, load
 from implicitreg.claims.statistics import Statistic, summarise
-from implicitreg.sphinxext import Mime, _pretty, _repository, _rule_words, _sensible, _shown
+from implicitreg.sphinxext import Mime
+from implicitreg.sphinxext.reading import rule_words
+from implicitreg.sphinxext.site import repository
+from implicitreg.sphinxext.words import pretty, sensible
+from implicitreg.sphinxext.writing import shown
 
 CLAIMS = """
 paper: someone2020
+notebooks:
+  flow: {seconds: {smoke: 3, book: 200}}
 claims:
   grows:
     number: C01
@@ -72,6 +80,7 @@ extensions = ["myst_nb", "implicitreg.sphinxext"]
 root_doc = "index"
 html_theme = "basic"
 nb_execution_mode = "off"
+html_sourcelink_suffix = ""
 numfig = True
 myst_enable_extensions = ["dollarmath"]
 exclude_patterns = ["_build"]
@@ -84,6 +93,17 @@ The slack is {measured}`rank.grows`, to two digits {measured}`rank.grows:.1f`; s
 The verdict: {verdict}`rank.grows`. A {source}`recalled` tag, and a {verdict-badge}`unguarded` badge.
 
 ```{verdict-counts}
+```
+
+```{disagreements}
+```
+
+```{at-a-glance} rank
+necessary: sums of $x$.
+helpful: [](table.md).
+```
+
+```{verdicts} rank
 ```
 
 ```{recorded-figure} fig-growth
@@ -99,7 +119,7 @@ book/rank/flow
 TABLE = """
 # Table
 
-```{verdicts} rank
+```{verdicts}
 ```
 
 ```{environment}
@@ -137,7 +157,14 @@ def figure(**meta):
     return code("figures.show(fig)", shown, below)
 
 
-GROWTH = {"alt": "The entry rises to 70.7.", "caption": "The entry rises to $70.7$.", "name": "fig-growth"}
+DRAWN = [{"panel": "Growth", "series": "entry", "kind": "line", "x_label": "time", "y_label": "entry"}]
+DRAWN[0] |= {"x": [1.0, 2.0], "y": [2.5, None]}
+GROWTH = {
+    "data": json.dumps(DRAWN),
+    "alt": "The entry rises to 70.7.",
+    "caption": "The entry rises to $70.7$.",
+    "name": "fig-growth",
+}
 
 
 def notebook(path: Path, *cells) -> None:
@@ -269,6 +296,123 @@ def test_the_verdict_table_tells_everything(book):
     assert "0.5 ± 0.01" in row(html, "C02")
     assert row(html, "C03").rstrip().endswith("not run at most 1")
     assert "Not as expected" not in html
+
+
+def test_the_whole_table_is_sorted_by_disagreement_and_can_be_filtered(edited):
+    path = edited / "book/rank/claims.yml"
+    text = path.read_text("utf-8").replace("value: 0.5, absolute", "value: 0.7, absolute")
+    path.write_text(text.replace("expected: reproduced\n  later", "expected: differs\n  later"), "utf-8")
+    assert build(edited).code == 0
+    html = page(edited, "table")
+    body = re.search(r'<table class="[^"]*verdicts[^"]*full.*?</table>', html, re.DOTALL)[0]
+    numbers = re.findall(r'claim-number">(C\d\d)<', body)
+    assert numbers == ["C02", "C01", "C03"]
+    rows = [dict(re.findall(r'data-(\w+)="([^"]*)"', tag)) for tag in re.findall(r"<tr[^>]*data-[^>]*>", body)]
+    assert rows[0] == {"paper": "someone2020", "kind": "value", "verdict": "differs", "source": "recalled"}
+    form = re.search(r'<form class="verdict-filter" hidden>.*?</form>', html, re.DOTALL)[0]
+    options = {
+        name: re.findall(r'<option value="([^"]*)"', choices)
+        for name, choices in re.findall(r'<select name="(\w+)">(.*?)</select>', form, re.DOTALL)
+    }
+    assert options == {
+        "paper": ["", "someone2020"],
+        "kind": ["", "bound", "value"],
+        "verdict": ["", "differs", "reproduced", "not run"],
+        "source": ["", "author", "recalled", "derived"],
+    }
+    # Each row leads to the file that holds its rule.
+    assert 'href="_sources/book/rank/claims.yml.txt#:~:text=half:"' in body
+    assert (edited / "_build/html/_sources/book/rank/claims.yml.txt").read_text("utf-8") == path.read_text("utf-8")
+    # The page of the chapter has the same order, in short.
+    short = re.search(r'<table class="[^"]*verdicts[^"]*short.*?</table>', page(edited, "index"), re.DOTALL)[0]
+    assert re.findall(r'claim-number">(C\d\d)<', short) == numbers
+    assert "wrong sign" not in short
+
+
+def test_what_disagrees_is_listed_and_nothing_else(edited):
+    def listed():
+        return text_of(re.search(r'<ul class="disagreements.*?</ul>', page(edited, "index"), re.DOTALL)[0])
+
+    assert "C03. Only at the paper" in listed()
+    assert "C01" not in listed()
+    path = edited / "book/rank/claims.yml"
+    path.write_text(path.read_text("utf-8").replace("value: 0.5, absolute", "value: 0.7, absolute"), "utf-8")
+    assert build(edited).code == 0
+    assert re.search(r"someone2020, C02\. One half\. differs", listed())
+    assert listed().index("C02") < listed().index("C03")
+
+
+def test_a_chapter_at_a_glance(book):
+    table = re.search(r'<table class="[^"]*at-a-glance.*?</table>', page(book, "index"), re.DOTALL)[0]
+    text = text_of(table)
+    assert "Paper someone2020" in text
+    assert "Claims 3 claims: 2 reproduced 1 not run" in text
+    assert re.search(r"Time to read \d+ minutes for 1 pages", text)
+    assert "Time to run 3 s at scale smoke, 3 min at scale book" in text
+    assert "Prerequisites, necessary sums of" in text
+    assert 'href="table.html"' in table
+
+
+def test_a_notebooks_page_says_what_it_takes(book):
+    html = page(book, "book/rank/flow")
+    facts = re.search(r'<div class="page-facts.*?</div>', html, re.DOTALL)[0]
+    assert "1 min to read · 3 min to run" in text_of(facts)
+    assert "implicitreg reproduce rank/flow" in text_of(facts)
+    address = re.search(r'<a class="download-notebook" href="([^"]+)" download', facts)[1]
+    copied = (book / "_build/html/book/rank" / address).resolve()
+    assert copied.read_text("utf-8") == (book / "book/rank/flow.ipynb").read_text("utf-8")
+    assert "page-facts" not in page(book, "index")
+
+
+def test_a_figure_links_to_its_numbers(book):
+    html = page(book, "book/rank/flow")
+    address = re.search(r'<a class="figure-data" href="([^"]+)" download', html)[1]
+    table = (book / "_build/html/book/rank" / address).resolve().read_text("utf-8")
+    assert table.splitlines()[1] == "Growth,entry,line,1.0,2.5,,,time,entry"
+
+
+def test_a_wide_figure_is_shown_in_its_columns(tmp_path):
+    folder = write(tmp_path / "book")
+    meta = {**GROWTH, "width": 600, "cuts": [250]}
+    picture = io.BytesIO()
+    Image.new("RGBA", (900, 300), (255, 0, 0, 255)).save(picture, "png")
+    cell = figure(**meta)
+    cell.outputs[0].data["image/png"] = base64.b64encode(picture.getvalue()).decode()
+    claims = load(folder / "book/rank/claims.yml")
+    cells = [recorded(claims, "grows", [1.0, 2.0, 3.0], [-1.0] * 3), recorded(claims, "half", HALF, [0.9] * 8)]
+    notebook(folder / "book/rank/flow.ipynb", cell, *cells)
+    assert (build(folder).code, build(folder).log) == (0, "")
+    for name, place in (("book/rank/flow", "book/rank"), ("index", "")):
+        box = re.search(r'<div class="figure-columns.*?</div>', page(folder, name), re.DOTALL)[0]
+        images = re.findall(r'<img alt="([^"]+)"[^>]*src="([^"]+)"[^>]*width: (\d+)px', box)
+        assert [alt for alt, _, _ in images] == [GROWTH["alt"], "fig-growth, column 2 of 2: see the first"]
+        assert [int(width) for _, _, width in images] == [167, 433]
+        sizes = []
+        for _, source, _ in images:
+            with Image.open(folder / "_build/html" / place / source) as piece:
+                sizes.append(piece.size)
+        assert sizes == [(250, 300), (650, 300)]
+
+
+def test_the_search_finds_a_theorem_by_its_name(tmp_path):
+    folder = write(tmp_path / "book")
+    conf = folder / "conf.py"
+    conf.write_text(conf.read_text("utf-8").replace('"myst_nb"', '"sphinx_proof", "myst_nb"'), "utf-8")
+    index = folder / "index.md"
+    box = "```{prf:theorem} Norms up, rank down\n:label: up-down\n\nIt grows.\n```\n"
+    proof = "```{prf:proof}\nBy growth.\n```\n"
+    index.write_text(index.read_text("utf-8") + box + proof + box.replace("up-down", "again") + proof, "utf-8")
+    assert (build(folder).code, build(folder).log) == (0, "")
+    found = json.loads(re.search(r"Search.setIndex\((.*)\)", page_of_index(folder), re.DOTALL)[1])
+    places = found["indexentries"]["norms up, rank down"]
+    # The box itself, and before pages that merely hold the words.
+    assert sorted(where[1:] for where in places) == [["again", True], ["up-down", True]]
+    ids = re.findall(r' id="([^"]+)"', page(folder, "index"))
+    assert len(ids) == len(set(ids))
+
+
+def page_of_index(folder):
+    return (folder / "_build/html/searchindex.js").read_text("utf-8")
 
 
 def test_the_environment_is_told(book):
@@ -407,7 +551,7 @@ def test_a_malformed_claim_file_is_one_clear_line(tmp_path):
     ],
 )
 def test_numbers_are_set_as_print_does(text, expected):
-    assert _pretty(text) == expected
+    assert pretty(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -423,13 +567,13 @@ def test_numbers_are_set_as_print_does(text, expected):
     ],
 )
 def test_digits_follow_the_interval(statistic, expected):
-    assert _sensible(statistic) == expected
+    assert sensible(statistic) == expected
 
 
 def test_rules_say_what_they_are_judged_on(book):
     claims: dict[str, Claim] = load(book / "book/rank/claims.yml").claims
-    assert _rule_words(claims["grows"].accept["book"]) == "at least 0, judged on every sample"
-    assert _rule_words(claims["half"].accept["book"]).endswith(
+    assert rule_words(claims["grows"].accept["book"]) == "at least 0, judged on every sample"
+    assert rule_words(claims["half"].accept["book"]).endswith(
         "judged on the whole 95 % interval of the mean".replace(" %", " %")
     )
 
@@ -458,14 +602,14 @@ def test_buttons_link_only_to_a_known_repository(monkeypatch, variable, kept, ad
     if variable:
         monkeypatch.setenv("GITHUB_REPOSITORY", variable)
     options = {"launch_buttons": {"colab_url": "https://colab.example"}, "repository_url": ""}
-    _repository(None, SimpleNamespace(html_theme_options=options))
+    repository(None, SimpleNamespace(html_theme_options=options))
     assert kept <= set(options)
     assert options.get("repository_url") == address
     assert kept or not options
 
 
 def test_an_empty_value_of_the_environment_is_said():
-    assert [line[0].astext() for line in _shown({})] == ["none"]
+    assert [line[0].astext() for line in shown({})] == ["none"]
 
 
 def larger(folder, **given):

@@ -107,8 +107,16 @@ class Claim(BaseModel):
         return self
 
 
+class Notebook(BaseModel):
+    """What a chapter says of one of its notebooks: the seconds that it takes at each scale, on two cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: dict[Scale, Annotated[float, Field(gt=0)]]
+
+
 class ClaimFile(BaseModel):
-    """All claims of one folder of the book."""
+    """All claims of one folder of the book, and what it says of its notebooks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,6 +124,7 @@ class ClaimFile(BaseModel):
     folder: str
     paper: str
     claims: dict[str, Claim]
+    notebooks: dict[str, Notebook] = {}
 
 
 # libyaml reads ten times faster; not every build of PyYAML has it.
@@ -173,8 +182,8 @@ def load(path: Path | str) -> ClaimFile:
         raise ClaimError(f"{path}: is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ClaimError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or set(content) != {"paper", "claims"}:
-        raise ClaimError(f"{path}: must have exactly the two keys 'paper' and 'claims'")
+    if not isinstance(content, dict) or set(content) - {"notebooks"} != {"paper", "claims"}:
+        raise ClaimError(f"{path}: must have the two keys 'paper' and 'claims', and may have 'notebooks'")
     if not isinstance(content["paper"], str) or not isinstance(content["claims"], dict) or not content["claims"]:
         raise ClaimError(f"{path}: 'paper' must be a name, and 'claims' a mapping with at least one claim")
     folder = path.resolve().parent.name
@@ -191,7 +200,11 @@ def load(path: Path | str) -> ClaimFile:
         if other != key:
             raise ClaimError(f"{path}: claim {key!r}: number: {claim.number} of {claim.paper} is taken by {other!r}")
         claims[key] = claim
-    return ClaimFile(path=path, folder=folder, paper=content["paper"], claims=claims)
+    notebooks = content.get("notebooks", {})
+    try:
+        return ClaimFile(path=path, folder=folder, paper=content["paper"], claims=claims, notebooks=notebooks)
+    except ValidationError as error:
+        raise ClaimError(f"{path}: {_complaint(error)}") from None
 
 
 def load_all(book: Path | str) -> dict[str, Claim]:

@@ -500,8 +500,10 @@ class _Chart:
         ticks = []
         for value, text in self.x.ticks():
             across = float(self.x.place(value))
+            # A letter is some six wide: the last number ends where the chart does.
+            middle = min(across, _WIDTH - 3 * len(text))
             ticks.append(
-                f'<path d="M{across:.1f} {self.bottom}v4"/><text x="{across:.1f}" y="{self.bottom + 16}">{text}</text>'
+                f'<path d="M{across:.1f} {self.bottom}v4"/><text x="{middle:.1f}" y="{self.bottom + 16}">{text}</text>'
             )
         for value, text in self.y.ticks():
             up = float(self.y.place(value))

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from implicitreg.reproduce.runs import Run
 
 DEVICES = ("auto", "cpu", "cuda")
-_TOOLS = ("papermill", "nbformat", "nbclient", "jupyter_client", "ipykernel", "jupyter_book")
+_TOOLS = {
+    "book": ("papermill", "nbformat", "nbclient", "jupyter_client", "ipykernel", "jupyter_book", "bs4"),
+    "site": ("playwright", "pypdf"),
+}
 
 app = typer.Typer(
     add_completion=False,
@@ -213,6 +216,14 @@ def render(run: RunName = None) -> None:
 
 
 @app.command()
+def pdf() -> None:
+    """Print the rendered book as one PDF, with Chromium."""
+    from implicitreg.reproduce import printing
+
+    print(printing.print_book(_project(), tell=_say).as_uri())
+
+
+@app.command()
 def record(targets: Targets = None, *, workers: Workers = None, cell_timeout: CellTimeout = 600) -> None:
     """Put the outputs of scale book, seed 0, into the book."""
     project = _project()
@@ -285,9 +296,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return error.code
     except ModuleNotFoundError as error:
-        if error.name not in _TOOLS:
+        extras = [extra for extra, tools in _TOOLS.items() if error.name in tools]
+        if not extras:
             raise
-        _say(f"{error.name} is not installed: pip install 'implicitreg[book]'")
+        _say(f"{error.name} is not installed: pip install 'implicitreg[{extras[0]}]'")
         return 2
     except BrokenPipeError:
         # Whoever read has read enough; Python must not complain of it once more at exit.

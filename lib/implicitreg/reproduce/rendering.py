@@ -84,7 +84,4 @@ def render(project: Project, run: Run) -> Path:
         if done.returncode != 0:
             print("\n".join(_gist(log.read_text("utf-8", errors="replace"))), file=sys.stderr)
             raise CommandError(f"the book was not built; the whole log: {shown(log)}")
-        # The theme's source maps: 3.4 MB that only its authors need.
-        for path in (html / "_static").rglob("*.map"):
-            path.unlink()
     return html / "index.html"
