@@ -13,7 +13,7 @@ export MKL_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-site screenshots bench record clean
+.PHONY: help book test pdf test-site screenshots bench record clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ $(SITE): | $(SITE_READY)
 
 $(PDF): $(SITE) | $(SITE_READY)
 	$(BIN)/implicitreg pdf
+
+pdf: $(PDF)  ## the whole book as one PDF
+	@echo "$(PDF)"
 
 test-site: $(PDF)  ## the rendered book in Chromium: links, mathematics, contrast, widths, keys, search, downloads
 	$(BIN)/pytest -n 2 tests/site

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class _Quiet(SimpleHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+    def copyfile(self, *files: Any) -> None:
+        with suppress(ConnectionError):  # a page that is left in the middle
+            super().copyfile(*files)
 
 
 @contextmanager
@@ -86,12 +90,16 @@ class Watch:
         self.errors: list[str] = []
         page.on("request", lambda request: self.addresses.append(request.url))
         page.on("websocket", lambda socket: self.addresses.append(socket.url))
-        page.on("requestfailed", lambda request: self.errors.append(f"not loaded: {request.url} ({request.failure})"))
+        page.on("requestfailed", self._missed)
         page.on(
             "response", lambda answer: answer.status >= 400 and self.errors.append(f"{answer.status}: {answer.url}")
         )
         page.on("console", lambda said: said.type == "error" and self.errors.append(f"console: {said.text}"))
         page.on("pageerror", lambda error: self.errors.append(f"script: {error}"))
+
+    def _missed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # not one that the next page cut short
+            self.errors.append(f"not loaded: {request.url} ({request.failure})")
 
 
 def opened(visitor: Any, address: str, alter: Any = None) -> tuple[Any, Watch]:

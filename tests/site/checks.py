@@ -8,8 +8,7 @@ import math
 import posixpath
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,21 @@ def contents(toc: Path) -> list[str]:
     return list(files(yaml.safe_load(toc.read_text("utf-8"))))
 
 
-@lru_cache(maxsize=256)
-def _soup(path: Path, stamp: tuple[int, int]) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
+def _once(read: Callable[[str], Any]) -> Callable[[Path], Any]:
+    """Return what reads a file once for each of its versions, under whatever name."""
+    kept: dict[tuple[int, int, int], Any] = {}
+
+    def reader(path: Path) -> Any:
+        state = path.stat()
+        version = (state.st_ino, state.st_mtime_ns, state.st_size)
+        if version not in kept:
+            kept[version] = read(path.read_text("utf-8"))
+        return kept[version]
+
+    return reader
 
 
-def soup(path: Path) -> BeautifulSoup:
-    """Parse a page, once for each of its versions."""
-    return _soup(path, (path.stat().st_mtime_ns, path.stat().st_ino))
+soup = _once(lambda text: BeautifulSoup(text, "html.parser"))
 
 
 def pages(site: Path, wanted: Sequence[str]) -> list[str]:
@@ -116,14 +122,7 @@ class _Addresses(HTMLParser):
     handle_startendtag = handle_starttag
 
 
-@lru_cache(maxsize=512)
-def _addresses(path: Path, stamp: tuple[int, int]) -> _Addresses:
-    return _Addresses(path.read_text("utf-8"))
-
-
-def addresses(path: Path) -> _Addresses:
-    """Read the addresses of a page, once for each of its versions."""
-    return _addresses(path, (path.stat().st_mtime_ns, path.stat().st_ino))
+addresses = _once(_Addresses)
 
 
 def html(site: Path) -> list[Path]:
@@ -509,7 +508,8 @@ def _faint(pixels: np.ndarray, ground: np.ndarray, brightness: float) -> list[st
     drawn = pixels[pixels[:, 3] >= 230]
     if len(drawn) < 0.002 * len(pixels):
         return ["nothing is drawn"]
-    colours, counts = np.unique(drawn, axis=0, return_counts=True)
+    packed, counts = np.unique(np.ascontiguousarray(drawn).view(np.uint32), return_counts=True)
+    colours = packed.view(np.uint8).reshape(-1, 4)
     cover = colours[:, 3:] / 255
     light = _luminance(np.minimum(colours[:, :3] * brightness, 255) * cover + ground * (1 - cover))
     under = _luminance(ground[None])[0]
@@ -603,8 +603,8 @@ def filters(page: Any) -> list[str]:
 
 def plain_verdicts(page: Any) -> list[str]:
     """Complain unless the verdict page shows its whole table without scripts, and no filter that does nothing."""
-    rows = page.locator("table.verdicts tbody tr")
-    shown = [row.is_visible() for row in rows.all()]
+    rows = "[...document.querySelectorAll('table.verdicts tbody tr')]"
+    shown = page.evaluate(f"() => {rows}.map((row) => row.checkVisibility())")
     found = [] if shown and all(shown) else [f"{sum(shown)} of {len(shown)} rows without scripts"]
     if page.locator("form.verdict-filter").count() and page.locator("form.verdict-filter").is_visible():
         found.append("a filter without scripts")
@@ -643,10 +643,11 @@ def boxes(site: Path, name: str) -> dict[str, str]:
 
 def search(page: Any, home: str, name: str, anchor: str, target: str) -> list[str]:
     """Complain where a theorem's name, typed into the search page, does not lead to its page and to its box."""
-    page.goto(urljoin(home, "search.html"))
-    page.locator("article input[name=q], .bd-content input[name=q], form.bd-search input[name=q]").last.fill(name)
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/search.html?q=*")
+    if not page.url.startswith(urljoin(home, "search.html")):
+        page.goto(urljoin(home, "search.html"))
+    page.locator("main input[name=q]").fill(name)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('.search-summary')?.textContent.trim()")
     hits = page.evaluate("() => [...document.querySelectorAll('ul.search li a')].map(a => a.href)")
     wanted = urljoin(home, target)
@@ -674,15 +675,36 @@ def pdf(path: Path, titles: Iterable[str], pictures: int, least_pages: int = 100
     found = []
     if len(reader.pages) <= least_pages:
         found.append(f"{len(reader.pages)} pages")
-    text = unicodedata.normalize("NFKC", "".join(page.extract_text() for page in reader.pages))  # without ligatures
-    squeezed = re.sub(r"\s+", "", text)
-    found += [f"no chapter {title!r}" for title in titles if re.sub(r"\s+", "", title) not in squeezed]
-    if not re.search(r"Fig(\.|ure)\s*1\b", text):
+    texts = (_squeezed(page.extract_text()) for page in reader.pages)  # takes its time: as many as it needs
+    if not any(re.search(r"Fig(\.|ure)1\D", text) for text in texts):
         found.append("no figure 1")
+    chapters: dict[str, set[int]] = {}
+    for title, number in _outline(reader, reader.outline):
+        chapters.setdefault(_squeezed(title), set()).add(number)
+    for title in titles:
+        pages = [reader.pages[number] for number in chapters.get(_squeezed(title), ())]
+        if not any(_squeezed(title) in _squeezed(page.extract_text()) for page in pages):
+            found.append(f"no chapter {title!r}")
     embedded = {id_ for page in reader.pages for id_ in _pictures(page.get("/Resources"), set())}
     if len(embedded) < pictures:
         found.append(f"{len(embedded)} pictures, of at least {pictures}")
     return found
+
+
+def _squeezed(text: str) -> str:
+    """Return a text without spaces, which PDF does not keep, and without ligatures."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text))
+
+
+def _outline(reader: Any, entries: Iterable[Any]) -> Iterable[tuple[str, int]]:
+    """Return the headings in a PDF's outline, each with the index of its page."""
+    for entry in entries:
+        if isinstance(entry, list):
+            yield from _outline(reader, entry)
+        else:
+            number = reader.get_destination_page_number(entry)
+            if number is not None:
+                yield str(entry.title), number
 
 
 def _pictures(resources: Any, seen: set[Any]) -> set[Any]:

@@ -474,10 +474,10 @@ def index(site):
 
 
 def test_the_print_is_a_fragment(visit, tmp_path):
-    page, _ = visit(NOTEBOOK)
+    page, _ = visit(PLAIN, added('<img alt="A" src="../_static/favicon.png">'))
     path = Path(tmp_path, "book.pdf")
-    page.pdf(path=path)
-    title = page.locator("h1").first.evaluate("one => one.firstChild.textContent")
+    page.pdf(path=path, outline=True, tagged=True)
+    title = page.locator("main h1").last.evaluate("one => one.firstChild.textContent")
     found = checks.pdf(path, [title, "A chapter that was left out"], pictures=1000)
     complains(found, "pages")
     complains(found, "no chapter", "left out")

@@ -55,14 +55,11 @@ def test_a_page_in_the_browser(visit, home, name):
     judge(found)
 
 
-def test_every_page_opens_from_a_disk(visit, site, wanted):
-    home, found = f"{site.as_uri()}/", []
-    for name in wanted:
-        page, watch = visit(home + name)
-        found += [f"{name}: {what}" for what in checks.outside(watch.addresses, home) + watch.errors]
-        found += [f"{name}: {what}" for what in checks.typeset(page) + checks.images(page)]
-        page.close()
-    judge(found)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens_from_a_disk(visit, site, name):
+    home = f"{site.as_uri()}/"
+    page, watch = visit(home + name)
+    judge(checks.outside(watch.addresses, home) + watch.errors + checks.typeset(page) + checks.images(page))
 
 
 @pytest.mark.parametrize("from_disk", [False, True], ids=["server", "disk"])

@@ -132,3 +132,23 @@ def test_hooks_fetch_nothing():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     assert {hook["language"] for hook in config["repos"][0]["hooks"]} == {"system"}
+
+
+def test_chapters_declare_the_times_of_their_notebooks():
+    for path in (ROOT / "book").glob("*/claims.yml"):
+        declared = yaml.safe_load(path.read_text("utf-8"))["notebooks"]
+        assert set(declared) == {p.stem for p in path.parent.glob("*.ipynb")}
+        assert all({"smoke", "book"} <= set(notebook["seconds"]) for notebook in declared.values())
+
+
+def test_binder_gets_torch_from_its_own_environment_and_everything_else_from_the_pins():
+    """By itself pip would fetch torch's build for graphics cards, which does not fit."""
+    environment = yaml.safe_load((ROOT / ".binder/environment.yml").read_text("utf-8"))
+    assert any(str(entry).startswith("pytorch-cpu") for entry in environment["dependencies"])
+    script = (ROOT / ".binder/postBuild").read_text("utf-8")
+    (pattern,) = re.findall(r"grep -v '([^']+)' constraints\.txt", script)
+    kept = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not re.search(pattern, line)]
+    assert len(kept) > 100
+    assert "torch" not in pins(kept)
+    for name in ("postBuild", "start"):
+        assert (ROOT / ".binder" / name).stat().st_mode & 0o111, f".binder/{name} must be executable"

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from implicitreg.claims.rules import Rule
 from implicitreg.claims.statistics import FEWEST
 
-SCALES = ("smoke", "book", "paper")
 Scale = Literal["smoke", "book", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "book", "paper")
 Verdict = Literal["reproduced", "reproduced in direction", "not reproduced", "differs", "unguarded", "not run"]
 
 

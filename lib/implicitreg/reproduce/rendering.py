@@ -78,6 +78,8 @@ def render(project: Project, run: Run) -> Path:
         # -P: no file in the working directory may shadow a package.
         command = [sys.executable, "-P", "-c", "from jupyter_book.cli.main import main; main()", "build"]
         command += [os.fspath(source), "--path-output", os.fspath(project.root), "--all", "-n", "-W", "--keep-going"]
+        # Pictures and pages of an earlier build would stay.
+        shutil.rmtree(html, ignore_errors=True)
         with writing_to(log), open(log, "wb") as file:
             variables = {**os.environ, "PYTHONPATH": kernel_variables(project)["PYTHONPATH"]}
             done = subprocess.run(command, cwd=project.root, env=variables, stdout=file, stderr=subprocess.STDOUT)

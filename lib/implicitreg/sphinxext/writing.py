@@ -11,7 +11,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from implicitreg.claims import VERDICTS, Judgement
+from implicitreg.claims import SCALES, VERDICTS, Judgement
 from implicitreg.claims.ledger import measured_words
 from implicitreg.claims.rules import number
 from implicitreg.sphinxext.known import Book, Quote, listed, warn
@@ -225,9 +225,12 @@ class Writer:
 
     def running_time(self, node: Quote) -> list[nodes.Node]:
         """Return how long a chapter takes to run at each scale, as its claim file declares it."""
-        notebooks = self.book.files[node["chapter"]].notebooks.values()
-        totals = {scale: sum(n.seconds.get(scale, 0.0) for n in notebooks) for scale in ("smoke", "book", "paper")}
-        said = [f"{duration(total)} at scale {scale}" for scale, total in totals.items() if total]
+        declared = [notebook.seconds for notebook in self.book.files[node["chapter"]].notebooks.values()]
+        said = [
+            f"{duration(sum(seconds[scale] for seconds in declared))} at scale {scale}"
+            for scale in SCALES
+            if declared and all(scale in seconds for seconds in declared)
+        ]
         return [nodes.Text(", ".join(said) + ", on one core" if said else "not measured")]
 
     def origin(self, node: Quote) -> list[nodes.Node]:
