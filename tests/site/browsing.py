@@ -116,6 +116,14 @@ def opened(visitor: Any, address: str, alter: Any = None) -> tuple[Any, Watch]:
     return page, watch
 
 
+def unfold(page: Any) -> None:
+    """Open what a reader can open: hidden code, and solutions of exercises."""
+    page.evaluate("""() => {
+      for (const one of document.querySelectorAll("details")) one.open = true;
+      for (const one of document.querySelectorAll(".toggle-hidden")) one.classList.remove("toggle-hidden");
+    }""")
+
+
 def in_theme(page: Any, theme: str) -> None:
     """Let the system ask for the other theme, as it does in the evening, and wait until the page follows."""
     page.emulate_media(color_scheme=theme)

@@ -612,14 +612,16 @@ def plain_verdicts(page: Any) -> list[str]:
 
 
 def plain_figures(page: Any) -> list[str]:
-    """Complain unless, without scripts, a sentence stands in place of each slider, below a picture."""
+    """Complain unless, without scripts, a sentence and still curves stand in place of each slider, below a picture."""
     found = []
     for figure in page.locator(".ir-explore").all():
         name = figure.get_attribute("id")
         if not figure.locator(".ir-note").is_visible():
             found.append(f"{name}: says nothing without scripts")
-        if figure.locator("input").is_visible():
+        if figure.locator("input").count() and figure.locator("input").first.is_visible():
             found.append(f"{name}: a slider without scripts")
+        if figure.locator(".ir-body").count() and not figure.locator(".ir-charts svg path").first.is_visible():
+            found.append(f"{name}: no curves without scripts")
         if not figure.locator("xpath=preceding::figure//img").count():
             found.append(f"{name}: no picture above it")
     return found

@@ -426,10 +426,12 @@ def test_without_scripts_something_is_lost(visit):
     complains(checks.plain_verdicts(page), "rows without scripts")
     complains(checks.plain_verdicts(page), "a filter without scripts")
     mute = (r'<p class="ir-note"', '<p class="ir-note" hidden')
-    bodies = (r'<div class="ir-body" hidden', '<div class="ir-body"')
+    bodies = (r'<div class="ir-control" hidden', '<div class="ir-control"')
     page, _ = visit(NOTEBOOK, altered(mute, bodies), scripts=False)
     complains(checks.plain_figures(page), "says nothing without scripts")
     complains(checks.plain_figures(page), "a slider without scripts")
+    page, _ = visit(NOTEBOOK, altered((r'<div class="ir-body"', '<div class="ir-body" hidden')), scripts=False)
+    complains(checks.plain_figures(page), "no curves without scripts")
     alone = '<div class="ir-explore" id="alone"><p class="ir-note">Here.</p><div hidden><input></div></div>'
     page, _ = visit(PLAIN, added(alone), scripts=False)
     complains(checks.plain_figures(page), "no picture above it")

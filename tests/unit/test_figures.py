@@ -93,7 +93,9 @@ def series(shown, fig):
     """Return the data of a figure, panel and name to the rest."""
     found = json.loads(emitted(shown, fig)["data"])
     assert all(len(d["x"]) == len(d["y"]) == len(d.get("y_to", d["x"])) for d in found)
-    return {(d["panel"], d["series"]): d for d in found}
+    named = {(d["panel"], d["series"], d["kind"]): d for d in found}
+    assert len(named) == len(found)
+    return {key[:2]: d for key, d in named.items()}
 
 
 def two_columns():
@@ -124,11 +126,13 @@ def test_one_column_is_not_cut(shown):
     assert emitted(shown, fig)["cuts"] == []
 
 
-@pytest.mark.parametrize("reaching", ["suptitle", "text"])
+@pytest.mark.parametrize("reaching", ["suptitle", "supxlabel", "text"])
 def test_nothing_may_reach_from_column_to_column(shown, reaching):
     fig, axes = two_columns()
     if reaching == "suptitle":
         fig.suptitle("a title over both columns of panels, wide enough to reach into each of them")
+    elif reaching == "supxlabel":
+        fig.supxlabel("shared")
     else:
         axes[0, 0].text(1.5, 0.5, "a label that leaves its panel and runs into the next one", in_layout=False)
     with pytest.raises(ValueError, match="reaches from one column of panels into the next"):
@@ -187,6 +191,54 @@ def test_the_data_are_what_is_drawn(shown):
     bars = next(d for d in json.loads(shown[0][1]["image/png"]["data"]) if d["kind"] == "error bar")
     assert of_errors
     assert (bars["series"], bars["y"], bars["y_to"]) == ("with errors", [2.5, 3], [3.5, 5])
+
+
+def unknown(kind):
+    fig, ax = plt.subplots(subplot_kw={"projection": "polar"} if kind == "polar" else {})
+    grid = np.arange(6.0).reshape(2, 3)
+    if kind == "image":
+        ax.imshow(grid)
+    elif kind == "mesh":
+        ax.pcolormesh(grid)
+    elif kind == "sideways":
+        ax.fill_betweenx([0, 1], [0, 1], [1, 2])
+    elif kind == "names":
+        ax.plot(["a", "b"], [1, 2])
+    elif kind == "arrows":
+        ax.quiver(grid, grid)
+    return fig
+
+
+@pytest.mark.parametrize("kind", ["image", "mesh", "sideways", "names", "arrows", "polar"])
+def test_what_it_cannot_tell_is_refused_rather_than_told_wrong(shown, kind):
+    figures.style()
+    fig = unknown(kind)
+    with pytest.raises(ValueError, match=r"^fig: "):
+        emitted(shown, fig)
+    assert shown == []
+    plt.close(fig)
+
+
+def test_bars_and_logarithmic_axes(shown):
+    figures.style()
+    fig, ax = plt.subplots()
+    ax.set(title="Counts", yscale="log")
+    ax.bar([1, 2], [10, 100], width=0.5, label="bars")
+    ax.plot([1, 2], [1e-3, 1e3], label="line")
+    found = series(shown, fig)
+    bars = found["Counts", "bars"]
+    assert (bars["x"], bars["x_to"], bars["y_to"]) == ([0.75, 1.75], [1.25, 2.25], [10, 100])
+    assert found["Counts", "line"]["y"] == [1e-3, 1e3]
+
+
+def test_a_figure_needs_axes_and_a_name_for_files(shown):
+    with pytest.raises(ValueError, match=r"^fig: has no axes"):
+        figures.show(plt.figure(), alt="a", caption="c", name="n")
+    for name in ("a/b", "../x", "a b", "A#b"):
+        with pytest.raises(ValueError, match=r"^name: must be"):
+            figures.show(draw(), alt="a", caption="c", name=name)
+    assert shown == []
+    plt.close("all")
 
 
 def test_what_repeats_is_numbered_and_contours_have_levels(shown):
@@ -296,8 +348,9 @@ def test_slider_is_a_labelled_native_control(shown):
     assert page.all("output", **{"for": control["id"]})
     assert page.all("div", id="explore-hat", role="group", **{"aria-label": "A hat."})
     assert page.all("p", role="status")
-    # Dead controls are not shown: the script takes the place of the note.
-    assert "hidden" in page.all("div", **{"class": "ir-body"})[0]
+    # Dead controls are not shown, the curves are: the script takes the place of the note.
+    assert "hidden" in page.all("div", **{"class": "ir-control"})[0]
+    assert "hidden" not in page.all("div", **{"class": "ir-body"})[0]
     assert "hidden" not in page.all("p", **{"class": "ir-note"})[0]
 
 

@@ -347,7 +347,7 @@ def test_a_chapter_at_a_glance(book):
     text = text_of(table)
     assert "Paper someone2020" in text
     assert "Claims 3 claims: 2 reproduced 1 not run" in text
-    assert re.search(r"Time to read \d+ minutes for 1 pages", text)
+    assert re.search(r"Time to read \d+ min for 1 page, at 200 words", text)
     assert "Time to run 3 s at scale smoke, 3 min at scale book" in text
     assert "Prerequisites, necessary sums of" in text
     assert 'href="table.html"' in table

@@ -107,8 +107,8 @@ class Claim(BaseModel):
         return self
 
 
-class Notebook(BaseModel):
-    """What a chapter says of one of its notebooks: the seconds that it takes at each scale, on two cores."""
+class Cost(BaseModel):
+    """What one of a chapter's notebooks takes: seconds at each scale, on one core."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -124,7 +124,7 @@ class ClaimFile(BaseModel):
     folder: str
     paper: str
     claims: dict[str, Claim]
-    notebooks: dict[str, Notebook] = {}
+    notebooks: dict[str, Cost] = {}
 
 
 # libyaml reads ten times faster; not every build of PyYAML has it.

@@ -1,15 +1,24 @@
 """What a figure shows: its columns of panels, its smallest text, and the numbers behind its lines, bands and points."""
 
+import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
+from matplotlib.collections import (
+    Collection,
+    FillBetweenPolyCollection,
+    LineCollection,
+    PathCollection,
+    QuadMesh,
+)
 from matplotlib.colors import to_rgb
-from matplotlib.container import ErrorbarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
@@ -33,7 +42,7 @@ class Series(NamedTuple):
 def smallest_text(fig: Figure) -> float:
     """Return the size of the smallest text of a figure, in points."""
     texts = (t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip())
-    return min((round(float(t.get_fontsize()), 2) for t in texts), default=float("inf"))
+    return min(round(float(t.get_fontsize()), 2) for t in texts)
 
 
 def columns(fig: Figure, left: float, picture: NDArray[Any]) -> list[int]:
@@ -58,45 +67,52 @@ def columns(fig: Figure, left: float, picture: NDArray[Any]) -> list[int]:
     ValueError
         Something reaches from one column of panels into the next.
     """
-    dots = fig.get_figwidth() * fig.dpi
-    spans = sorted((p.x0 * dots - left, p.x1 * dots - left) for p in (ax.get_position() for ax in fig.axes))
     empty: NDArray[np.bool_] = np.logical_not(picture[..., 3].any(axis=0))
+    groups: list[list[Axes]] = []
+    end = -np.inf
+    for ax in sorted((ax for ax in fig.axes if ax.get_visible()), key=lambda ax: ax.get_position().x0):
+        if ax.get_position().x0 > end:
+            groups.append([])
+        groups[-1].append(ax)
+        end = max(end, ax.get_position().x1)
+    # What belongs to each column: its axes with their labels.
+    spans = [[box for box in (ax.get_tightbbox() for ax in group) if box is not None] for group in groups]
     cuts: list[int] = []
-    end = spans[0][1] if spans else 0.0
-    for start, stop in spans[1:]:
-        if start > end:
-            # Wider than the space between two words of a text that reaches across.
-            cut = _widest(empty, int(end) + 1, int(start), fig.dpi / 18)
-            if cut is None:
-                raise ValueError(
-                    "fig: something reaches from one column of panels into the next; give each its own labels"
-                )
-            cuts.append(cut)
-        end = max(end, stop)
+    for before, after in pairwise(spans):
+        # Two pixels for lines that are wider than their boxes.
+        first = math.ceil(max(box.x1 for box in before) - left) + 2
+        last = math.floor(min(box.x0 for box in after) - left) - 2
+        if last <= first or not empty[first:last].all():
+            raise ValueError("fig: something reaches from one column of panels into the next; give each its own labels")
+        while empty[first - 1]:
+            first -= 1
+        while empty[last]:
+            last += 1
+        cuts.append((first + last) // 2)
     return cuts
-
-
-def _widest(empty: NDArray[np.bool_], start: int, stop: int, least: float) -> int | None:
-    """Return the middle of the widest run of empty pixels in a range, if it is wide enough."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], empty[start:stop], [False]]).astype(int)))
-    runs = edges.reshape(-1, 2)
-    if not len(runs):
-        return None
-    first, last = runs[np.argmax(runs[:, 1] - runs[:, 0])]
-    return start + int(first + last) // 2 if last - first >= least else None
 
 
 def data(fig: Figure) -> list[dict[str, Any]]:
     """Return the numbers that a figure draws, one entry a line, band, cloud of points, bar or level.
+
+    Inset axes and what has no numbers of its own (texts, arrows, filled areas) are left out.
 
     Returns
     -------
     list of dict
         Each with ``panel``, ``series``, ``kind``, ``x_label``, ``y_label`` and lists of equal length: ``x``, ``y``,
         and ``x_to``, ``y_to`` where the thing has a far end. Numbers have six digits; ``None`` is what is not finite.
+
+    Raises
+    ------
+    ValueError
+        The figure draws something whose numbers are not known here: other than lines, points, bands, error bars, bars,
+        steps, segments and contours over plain numbers.
     """
     found = []
     for place, ax in enumerate(fig.axes, start=1):
+        if ax.name != "rectilinear" or any(axis.have_units() for axis in (ax.xaxis, ax.yaxis)):
+            raise ValueError("fig: only axes of plain numbers can be shown with their data")
         panel = ax.get_title("left") or ax.get_title() or ax.get_title("right") or ax.get_ylabel() or f"panel {place}"
         series = list(_series(ax))
         for name, drawn in zip(_names(ax, series), series, strict=True):
@@ -139,6 +155,11 @@ def _series(ax: Axes) -> Iterator[Series]:
     bars = [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
     caps = {id(cap) for bar in bars for cap in bar.lines[1]}
     of_bars = {id(part): _label(bar) for bar in bars for part in (bar.lines[0], *bar.lines[2])}
+    for container in ax.containers:
+        if isinstance(container, BarContainer):
+            boxes = np.array([bar.get_bbox().extents for bar in container.patches]).reshape(-1, 4)
+            corners = dict(zip(("x", "y", "x_to", "y_to"), (_array(v) for v in boxes.T), strict=True))
+            yield Series(_label(container), None, "bar", corners)
     for artist in ax.get_children():
         if not artist.get_visible() or id(artist) in caps:
             continue
@@ -146,6 +167,8 @@ def _series(ax: Axes) -> Iterator[Series]:
             yield from _line(ax, artist, of_bars.get(id(artist)) or _label(artist))
         elif isinstance(artist, Collection):
             yield from _collection(artist, of_bars.get(id(artist)) or _label(artist), id(artist) in of_bars)
+        elif isinstance(artist, (AxesImage, QuadMesh)):
+            raise ValueError(f"fig: the data of {type(artist).__name__} are not known")
         elif isinstance(artist, StepPatch):
             values, edges, _ = artist.get_data()
             points = {"x": _array(edges[:-1]), "y": _array(values), "x_to": _array(edges[1:])}
@@ -187,7 +210,9 @@ def _collection(artist: Collection, label: str, error: bool) -> Iterator[Series]
     elif isinstance(artist, PathCollection):
         x, y = np.ma.filled(np.ma.asarray(artist.get_offsets(), dtype=np.float64), np.nan).T
         yield Series(label, colour, "points", {"x": _array(x), "y": _array(y)})
-    elif isinstance(artist, PolyCollection):
+    elif not isinstance(artist, FillBetweenPolyCollection) or getattr(artist, "t_direction", None) != "x":
+        raise ValueError(f"fig: the data of {type(artist).__name__} are not known")
+    else:
         for path in artist.get_paths():
             at = np.asarray(path.vertices, dtype=np.float64)
             x = np.unique(at[:, 0])

@@ -59,7 +59,8 @@
     clearTimeout(waiting);
     waiting = setTimeout(() => { told.textContent = words.join("; "); }, 700);
   };
-  find(".ir-body").hidden = false;
+  find(".ir-control").hidden = false;
+  root.classList.add("ir-live");
   find(".ir-note").hidden = true;
   input.addEventListener("input", move);
   move();

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import matplotlib as mpl
@@ -126,11 +127,16 @@ def show(fig: Figure, *, alt: str, caption: str, name: str, dpi: int = 150) -> N
     Raises
     ------
     ValueError
-        ``alt``, ``caption`` or ``name`` is empty, or something reaches from one column of panels into the next.
+        ``alt``, ``caption`` or ``name`` is empty, ``name`` is no label, or the figure has no axes, reaches from one
+        column of panels into the next, or draws something whose numbers cannot be told.
     """
     for key, value in (("alt", alt), ("caption", caption), ("name", name)):
         if not value.strip():
             raise ValueError(f"{key}: must not be empty")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name: must be small letters and digits, with hyphens between: {name!r}")
+    if not fig.axes:
+        raise ValueError("fig: has no axes")
     fig.set_dpi(dpi)
     fig.draw_without_rendering()
     box = fig.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])

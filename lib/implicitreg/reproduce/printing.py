@@ -17,14 +17,14 @@ from implicitreg.reproduce.project import CommandError, Project, UsageError
 
 NAME = "implicit-regularization.pdf"
 FIRST = "book/index.html"
-_TOGETHER = "_print.html"
+_TOGETHER = "_print.html"  # an address only: no such file is written
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 _PATIENCE = 300_000  # milliseconds for the mathematics of the whole book
 
-# What a printed page cannot offer: buttons, sliders, downloads, code that the page hides too.
+# What a printed page cannot offer: buttons, downloads, code that the page hides too.
 _DROPPED = (
-    ".headerlink, .prev-next-footer, .page-facts, .figure-data, .claim-file, .ir-explore, .toctree-wrapper, "
+    ".headerlink, .prev-next-footer, .page-facts, .figure-data, .claim-file, .toctree-wrapper, "
     "form, script, noscript, details.above-input, .tag_hide-input > .cell_input, .copybtn, .viewcode-link"
 )
 
@@ -40,8 +40,13 @@ body { background: #fff; color: #000; margin: 0; }
 h1, h2, h3, h4, .admonition-title, table caption { break-after: avoid; }
 figure, .admonition-title, .sd-card, tr, .claim-record, div.math { break-inside: avoid; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
-.highlight { break-inside: auto; }
+.bd-article :is(pre, .highlight, .cell, .cell_input, .cell_output, .admonition, table) {
+  break-inside: auto !important;
+}
 a { color: inherit; }
+.bd-article table:not(.verdicts) thead { display: table-row-group; }
+.sd-row { display: block; }
+.sd-col { width: 100%; max-width: 100%; }
 .bd-content table.verdicts.full { font-size: .62rem; }
 .bd-content .claim-record, .bd-content div.math, .pst-scrollable-table-container { overflow: visible; }
 .book-title { height: 230mm; display: flex; flex-direction: column; justify-content: center; }
@@ -116,6 +121,8 @@ def _article(site: Path, page: str, known: set[str]) -> Tag:
     for tag in article.select("[id]"):
         tag["id"] = f"{slug}--{tag['id']}"
     for tag in article.select("img[src]"):
+        if re.match(r"[a-z]+:", str(tag["src"])):
+            continue
         tag["src"] = posixpath.normpath(posixpath.join(folder, str(tag["src"])))
     for tag in article.select("a[href]"):
         address, _, anchor = str(tag["href"]).partition("#")
@@ -126,7 +133,7 @@ def _article(site: Path, page: str, known: set[str]) -> Tag:
             tag["href"] = f"#{_slug(target)}--{anchor}" if anchor else f"#{_slug(target)}"
         else:
             tag.unwrap()
-    for tag in article.select(".tag_hide-input .cell_output details, details"):
+    for tag in article.select("details"):
         tag["open"] = ""
     # Solutions stand at the end of their page, where nobody reads them by accident.
     for solution in article.select("div.solution"):
@@ -147,6 +154,11 @@ def together(site: Path) -> str:
     -------
     str
         HTML whose addresses are relative to ``site``.
+
+    Raises
+    ------
+    CommandError
+        A page is not one of the book, or the first has no mathematics.
     """
     order = pages(site)
     first = _soup(site / FIRST)
@@ -160,6 +172,8 @@ def together(site: Path) -> str:
         tag[attribute] = posixpath.normpath(posixpath.join(folder, str(tag[attribute])))
         styles.append(str(tag))
     settings = [str(tag) for tag in head.select("script:not([src])") if "MathJax" in tag.get_text()]
+    if not any("mathjax" in style for style in styles):
+        raise CommandError(f"{FIRST}: no mathematics in it to take the typesetter from")
     articles = [_article(site, page, set(order)) for page in order]
     title = _heading(articles[0])
     contents = "".join(_entry(page, article) for page, article in zip(order, articles, strict=True))
@@ -229,43 +243,51 @@ def print_book(project: Project, tell: Callable[[str], None] = lambda line: None
     CommandError
         Mathematics or a picture is missing.
     """
-    from playwright.sync_api import sync_playwright
+    import pypdf  # noqa: F401  (its absence is told before the mathematics is typeset, not after)
+    from playwright.sync_api import Error, sync_playwright
 
     site = project.build / "html"
     if not (site / FIRST).is_file():
         raise UsageError("no rendered book to print: make book, or implicitreg render")
-    program = browser()
-    whole, target = site / _TOGETHER, project.build / NAME
-    with storage.locked(project.build), storage.writing_to(target):
-        storage.write(whole, together(site))
+    program, target = browser(), project.build / NAME
+    with storage.locked(project.build):
+        html = together(site)
         try:
             with sync_playwright() as playwright:
                 chromium = playwright.chromium.launch(executable_path=program, args=list(_FLAGS))
-                page = chromium.new_page()
-                page.set_default_timeout(_PATIENCE)
-                page.emulate_media(media="print", color_scheme="light")
-                tell("typesetting the mathematics")
-                page.goto(whole.as_uri())
-                page.wait_for_function("window.MathJax?.startup?.promise !== undefined")
-                page.evaluate("MathJax.startup.promise.then(() => true)")
-                bad = page.evaluate(
-                    "[...document.querySelectorAll('[data-mjx-error]')].map(e => e.dataset.mjxError)"
-                    ".concat([...document.images].filter(i => !i.naturalWidth).map(i => 'picture ' + i.src))"
-                )
-                if bad:
-                    raise CommandError(f"the book was not printed: {bad[0]} (and {len(bad) - 1} more)")
-                tell("printing")
-                slugs = page.evaluate("[...document.querySelectorAll('[data-page]')].map(e => e.dataset.page)")
-                numbers = _page_numbers(_printed(page), slugs)
-                missing = [slug for slug in slugs if slug not in numbers]
-                if missing:
-                    raise CommandError(f"the book was not printed: {missing[0]} has no page in it")
-                page.evaluate(
-                    "n => document.querySelectorAll('[data-page]').forEach(e => e.textContent = n[e.dataset.page])",
-                    numbers,
-                )
-                storage.write(target, _printed(page))
+                content = _typeset_and_printed(chromium.new_page(), (site / _TOGETHER).as_uri(), html, tell)
                 chromium.close()
-        finally:
-            whole.unlink(missing_ok=True)
+        except Error as error:
+            raise CommandError(f"the book was not printed: {str(error).splitlines()[0]}") from None
+        with storage.writing_to(target):
+            storage.write(target, content)
     return target
+
+
+def _typeset_and_printed(page: Any, address: str, html: str, tell: Callable[[str], None]) -> bytes:
+    """Print the book twice: its pages must be known before the contents can name them."""
+    page.set_default_timeout(_PATIENCE)
+    page.emulate_media(media="print", color_scheme="light")
+    page.route(address, lambda route: route.fulfill(body=html, content_type="text/html; charset=utf-8"))
+    tell("typesetting the mathematics")
+    page.goto(address)
+    page.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+    page.evaluate("MathJax.startup.promise.then(() => true)")
+    bad = page.evaluate(
+        "[...document.querySelectorAll('[data-mjx-error]')].map(e => e.dataset.mjxError)"
+        ".concat([...document.images].filter(i => !i.naturalWidth).map(i => 'picture ' + i.src))"
+        ".concat([...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'))"
+        ".map(e => 'not typeset: ' + e.textContent))"
+    )
+    if bad:
+        raise CommandError(f"the book was not printed: {bad[0]} (and {len(bad) - 1} more)")
+    tell("printing")
+    slugs = page.evaluate("[...document.querySelectorAll('[data-page]')].map(e => e.dataset.page)")
+    numbers = _page_numbers(_printed(page), slugs)
+    missing = [slug for slug in slugs if slug not in numbers]
+    if missing:
+        raise CommandError(f"the book was not printed: {missing[0]} has no page in it")
+    page.evaluate(
+        "n => document.querySelectorAll('[data-page]').forEach(e => e.textContent = n[e.dataset.page])", numbers
+    )
+    return _printed(page)

@@ -84,6 +84,8 @@ def render(project: Project, run: Run) -> Path:
             variables = {**os.environ, "PYTHONPATH": kernel_variables(project)["PYTHONPATH"]}
             done = subprocess.run(command, cwd=project.root, env=variables, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode != 0:
+            # The last file of a whole site, by which others know that it is one.
+            (html / "searchindex.js").unlink(missing_ok=True)
             print("\n".join(_gist(log.read_text("utf-8", errors="replace"))), file=sys.stderr)
             raise CommandError(f"the book was not built; the whole log: {shown(log)}")
     return html / "index.html"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import unescape
 from itertools import pairwise
@@ -297,7 +298,7 @@ class Disagreements(_OfClaims):
         for claim in self.chosen():
             statement, messages = self.parse_inline(claim.statement)
             item = nodes.paragraph("", "", quote("named", claim.id), nodes.Text(". "), *statement, *messages)
-            item += [nodes.Text(" "), quote("found", claim.id)]
+            item += [nodes.Text(" "), source_tag(claim.source), nodes.Text(" "), quote("found", claim.id)]
             found.append(nodes.list_item("", item, claim=claim.id))
         return [nodes.bullet_list("", *found, classes=["disagreements"])]
 
@@ -314,12 +315,16 @@ class AtAGlance(_OfClaims):
     def run(self) -> list[nodes.Node]:
         """Build the table; what depends on other pages stays a placeholder."""
         claims = self.chosen()
+        if not claims:
+            return []
         ids = [c.id for c in claims]
-        papers = list(dict.fromkeys(c.paper for c in claims))
+        count = Counter(c.paper for c in claims)
+        main = count.most_common(1)[0][0]
         cited = "sphinxcontrib.bibtex" in self.env.app.extensions
-        paper, messages = self.parse_inline(", ".join(f"{{cite:t}}`{p}`" if cited else p for p in papers))
+        others = f" and {len(count) - 1} more, named in the table of claims" if len(count) > 1 else ""
+        paper, messages = self.parse_inline((f"{{cite:t}}`{main}`" if cited else main) + others)
         rows = [
-            ("Papers" if len(papers) > 1 else "Paper", [*paper, *messages]),
+            ("Papers" if others else "Paper", [*paper, *messages]),
             ("Claims", [quote("counts", *ids)]),
             ("Time to read", [quote("reading-time", chapter=self.arguments[0])]),
             ("Time to run", [quote("running-time", chapter=self.arguments[0])]),

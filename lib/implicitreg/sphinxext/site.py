@@ -81,7 +81,8 @@ def table_of(data: list[dict[str, Any]]) -> str:
         axes = {key: same.pop(key) for key in ("x_label", "y_label")}
         lists = {key: value for key, value in entry.items() if isinstance(value, list)}
         for values in zip(*lists.values(), strict=True):
-            table.writerow({**same, **axes, **dict(zip(lists, values, strict=True))})
+            row = {**same, **axes, **dict(zip(lists, values, strict=True))}
+            table.writerow({key: " ".join(v.split()) if isinstance(v, str) else v for key, v in row.items()})
             axes = {}
     return text.getvalue()
 
@@ -125,8 +126,10 @@ def without_live_code(app: Sphinx, config: Config) -> None:
 
 def unique_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Take away the ids that the boxes of theorems, proofs and exercises share, one page's with one another."""
-    shared = {"proof-content", "exercise-content", "solution-content", "proof"}
+    contents = {"proof-content", "exercise-content", "solution-content"}
     for node in doctree.findall(nodes.Element):
+        proof = isinstance(node, nodes.admonition) and "proof" in node["classes"]
+        shared = contents | {"proof"} if proof else contents
         if shared & set(node.get("ids", ())):
             node["ids"] = [one for one in node["ids"] if one not in shared]
 
@@ -134,9 +137,10 @@ def unique_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def name_parts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Name what the theme leaves nameless, for readers who do not see the page."""
     # A bibliography has the role of a list, and its entries have not that of a list's items.
-    context["body"] = context.get("body", "").replace(
-        '<div role="list" class="citation-list">', '<div class="citation-list">'
-    )
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
     contents = context.get("generate_toctree_html")
     if contents is None:
         return
@@ -144,8 +148,9 @@ def name_parts(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     def named(*args: Any, **kwargs: Any) -> Any:
         tree = contents(*args, **kwargs)
         for summary in getattr(tree, "select", lambda selector: [])("details > summary"):
-            chapter = summary.find_parent("li").find("a")
-            summary["aria-label"] = f"Pages of {chapter.get_text(strip=True)}"
+            chapter = summary.find_previous("a")
+            if chapter is not None:
+                summary["aria-label"] = f"Pages of {chapter.get_text(strip=True)}"
         return tree
 
     context["generate_toctree_html"] = named

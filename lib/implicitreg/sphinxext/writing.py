@@ -217,7 +217,10 @@ class Writer:
         pages = [doc for doc in self.book.words if doc.startswith(f"book/{node['chapter']}/")]
         minutes = sum(self._minutes(doc) for doc in pages)
         return [
-            nodes.Text(f"{minutes} minutes for {len(pages)} pages, at {WORDS_A_MINUTE} words a minute, without code")
+            nodes.Text(
+                f"{minutes} min for {len(pages)} page{'s' if len(pages) > 1 else ''}, "
+                f"at {WORDS_A_MINUTE} words a minute, without code"
+            )
         ]
 
     def _minutes(self, docname: str) -> int:
@@ -239,7 +242,7 @@ class Writer:
         known = self.book.claims[claim]
         address = "../" * self.docname.count("/") + f"_sources/book/{known.folder}/claims.yml.txt"
         # A text fragment: browsers that know it jump to the claim, others open the file at its top.
-        link = f'<a class="claim-file" href="{address}#:~:text={known.key}:">rule</a>'
+        link = f'<a class="claim-file" href="{address}#:~:text={known.key.replace("-", "%2D")}:">rule</a>'
         return [
             nodes.inline("", f" {self.book.papers[known.paper]} ", classes=["locator"]),
             nodes.raw(
