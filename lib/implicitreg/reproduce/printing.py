@@ -40,6 +40,7 @@ body { background: #fff; color: #000; margin: 0; }
 h1, h2, h3, h4, .admonition-title, table caption { break-after: avoid; }
 figure, .admonition-title, .sd-card, tr, .claim-record, div.math { break-inside: avoid; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+.bd-article :is(.highlight, div[class*="highlight-"]) { display: block !important; break-inside: auto !important; }
 .bd-article :is(pre, .highlight, .cell, .cell_input, .cell_output, .admonition, table) {
   break-inside: auto !important;
 }
