@@ -598,6 +598,34 @@ def filters(page: Any) -> list[str]:
         page.keyboard.press("Home")
         if not all(shown for _, shown in page.evaluate(rows)):
             found.append(f"{name}: not all rows come back")
+    return found or _choices(page, form, rows)
+
+
+def _choices(page: Any, form: Any, rows: str) -> list[str]:
+    """Complain where two filters do not work together, the address forgets them, or the button keeps them."""
+    found, chosen = [], {}
+    for name in ("kind", "source"):
+        form.locator(f"select[name={name}]").focus()
+        page.keyboard.press("ArrowDown")
+        chosen[name] = form.locator(f"select[name={name}]").input_value()
+
+    def wrong() -> bool:
+        return any(
+            shown != all(data[name] == value for name, value in chosen.items()) for data, shown in page.evaluate(rows)
+        )
+
+    if wrong():
+        found.append("two filters together show other rows")
+    if not all(f"{name}={value}" in page.url for name, value in chosen.items()):
+        found.append("the address does not keep the choice")
+    page.reload()
+    if wrong():
+        found.append("an address with a choice shows all rows")
+    form.locator("button").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(50)
+    if not all(shown for _, shown in page.evaluate(rows)):
+        found.append("the button does not bring all rows back")
     return found
 
 
@@ -606,6 +634,10 @@ def plain_verdicts(page: Any) -> list[str]:
     rows = "[...document.querySelectorAll('table.verdicts tbody tr')]"
     shown = page.evaluate(f"() => {rows}.map((row) => row.checkVisibility())")
     found = [] if shown and all(shown) else [f"{sum(shown)} of {len(shown)} rows without scripts"]
+    for link in ("a.claim-link", "a.claim-file"):
+        bare = page.evaluate(f"() => {rows}.filter((row) => !row.querySelector('td:first-child {link}')).length")
+        if bare:
+            found.append(f"{bare} rows without {link}")
     if page.locator("form.verdict-filter").count() and page.locator("form.verdict-filter").is_visible():
         found.append("a filter without scripts")
     return found

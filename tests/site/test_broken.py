@@ -407,11 +407,16 @@ def test_a_slider_does_not_follow_the_keys(visit, change, why):
     ("change", "why"),
     [
         ((r"form\.hidden = false;", ""), "no filter"),
-        ((r'form\.addEventListener\("change", apply\);', ""), "the rows are not those"),
+        ((r'form\.addEventListener\("change", remember\);', ""), "the rows are not those"),
         ((r"row\.hidden = ", "row.title = "), "the rows are not those"),
         ((r'<select name="kind">', '<select name="kind" disabled>'), "kind: keys do not choose"),
         ((r'name="source"', 'name="origin"'), "no filter by source"),
         ((r'<tr data-paper="', '<tr style="display: none" data-paper="'), "hidden at first"),
+        ((r"selects\.some\(", "selects.filter((s) => s.value).slice(0, 1).some("), "two filters together"),
+        ((r'<button type="reset"', '<button type="button"'), "the button does not bring all rows back"),
+        ((r"history\.replaceState\(", "String("), "the address does not keep the choice"),
+        ((r"  read\(\);\n  form\.hidden", "  form.hidden"), "an address with a choice shows all rows"),
+        ((r"const chosen = ", "const chosen = '' && "), "the address does not keep the choice"),
     ],
 )
 def test_the_filters_do_not_filter(visit, change, why):
@@ -425,6 +430,9 @@ def test_without_scripts_something_is_lost(visit):
     page, _ = visit(VERDICTS, altered(hidden, useless, name=VERDICTS), scripts=False)
     complains(checks.plain_verdicts(page), "rows without scripts")
     complains(checks.plain_verdicts(page), "a filter without scripts")
+    for link in ("claim-link", "claim-file"):
+        page, _ = visit(VERDICTS, altered((rf'class="{link}', 'class="no-link'), name=VERDICTS), scripts=False)
+        complains(checks.plain_verdicts(page), f"rows without a.{link}")
     mute = (r'<p class="ir-note"', '<p class="ir-note" hidden')
     bodies = (r'<div class="ir-control" hidden', '<div class="ir-control"')
     page, _ = visit(NOTEBOOK, altered(mute, bodies), scripts=False)
