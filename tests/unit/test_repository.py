@@ -123,7 +123,7 @@ def test_the_readme_example_is_right(readme):
 def test_the_workflow_runs_what_the_readme_says():
     workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text("utf-8"))
     steps = workflow["jobs"]["build"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == ["make test", "make book"]
+    assert [step["run"] for step in steps if "run" in step] == ["make test", "make book", "make test-site"]
     (pages,) = [step for step in steps if "upload-pages-artifact" in step.get("uses", "")]
     assert pages["with"]["path"] == "_build/html"
 

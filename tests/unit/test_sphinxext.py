@@ -25,7 +25,7 @@ from implicitreg.claims import MIME, Claim, Evidence, Ledger, load
 from implicitreg.claims.statistics import Statistic, summarise
 from implicitreg.sphinxext import Mime
 from implicitreg.sphinxext.reading import rule_words
-from implicitreg.sphinxext.site import repository
+from implicitreg.sphinxext.site import repository, without_ballast
 from implicitreg.sphinxext.words import pretty, sensible
 from implicitreg.sphinxext.writing import shown
 
@@ -338,7 +338,7 @@ def test_what_disagrees_is_listed_and_nothing_else(edited):
     path = edited / "book/rank/claims.yml"
     path.write_text(path.read_text("utf-8").replace("value: 0.5, absolute", "value: 0.7, absolute"), "utf-8")
     assert build(edited).code == 0
-    assert re.search(r"someone2020, C02\. One half\. differs", listed())
+    assert re.search(r"someone2020, C02\. One half\. recalled differs", listed())
     assert listed().index("C02") < listed().index("C03")
 
 
@@ -409,6 +409,23 @@ def test_the_search_finds_a_theorem_by_its_name(tmp_path):
     assert sorted(where[1:] for where in places) == [["again", True], ["up-down", True]]
     ids = re.findall(r' id="([^"]+)"', page(folder, "index"))
     assert len(ids) == len(set(ids))
+
+
+def test_ballast_is_deleted_after_a_build_that_went_well(tmp_path):
+    names = ("styles/theme.css", "styles/theme.css.map", "fonts/a.woff2", "fonts/a.ttf", "locales/de/x.mo")
+    for name in names:
+        path = tmp_path / "_static" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("", "utf-8")
+    app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
+
+    def left():
+        return {p.relative_to(tmp_path / "_static").as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+
+    without_ballast(app, RuntimeError("the build failed"))
+    assert left() == set(names)
+    without_ballast(app, None)
+    assert left() == {"styles/theme.css", "fonts/a.woff2"}
 
 
 def page_of_index(folder):

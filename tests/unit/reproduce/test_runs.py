@@ -178,10 +178,13 @@ def test_render(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"recorded: {page.as_uri()}\n"
     assert page.exists()
     assert (inside.root / "_build/html/book/toy/one.html").exists()
-    assert not list((inside.root / "_build/html").rglob("*.map"))
+    index = inside.root / "_build/html/searchindex.js"
+    assert index.exists()
 
     inside.write("book/index.md", "# Toy\n\n[nowhere](nowhere.md)\n")
     assert main(["render"]) == 1
+    # Half a site must not be taken for a whole one.
+    assert not index.exists()
     err = capsys.readouterr().err
     assert "nowhere" in err
     assert err.splitlines()[-1] == "implicitreg: the book was not built; the whole log: _build/render.log"
