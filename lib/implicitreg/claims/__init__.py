@@ -8,7 +8,7 @@ notebook's outputs, so that any executed copy can be judged later without runnin
 from implicitreg.claims.evidence import MIME, Evidence, recorded
 from implicitreg.claims.ledger import Ledger, Record
 from implicitreg.claims.rules import AtLeast, AtMost, Excludes, Ordered, Rule, Within
-from implicitreg.claims.schema import SCALES, Claim, ClaimError, ClaimFile, load, load_all
+from implicitreg.claims.schema import SCALES, Claim, ClaimError, ClaimFile, load, load_all, load_chapters
 from implicitreg.claims.statistics import Statistic, summarise
 from implicitreg.claims.verdicts import VERDICTS, Judgement, judge, judge_notebooks
 
@@ -34,6 +34,7 @@ __all__ = [
     "judge_notebooks",
     "load",
     "load_all",
+    "load_chapters",
     "recorded",
     "summarise",
 ]

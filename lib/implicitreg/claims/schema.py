@@ -207,8 +207,39 @@ def load(path: Path | str) -> ClaimFile:
         raise ClaimError(f"{path}: {_complaint(error)}") from None
 
 
-def load_all(book: Path | str) -> dict[str, Claim]:
+def load_chapters(book: Path | str) -> dict[str, ClaimFile]:
     """Read every ``<book>/*/claims.yml``.
+
+    Parameters
+    ----------
+    book
+        The folder that holds the chapters.
+
+    Returns
+    -------
+    dict
+        Chapter to its `ClaimFile`, in alphabetical order.
+
+    Raises
+    ------
+    ClaimError
+        As `load`, or when two chapters give one number of one paper twice.
+    """
+    files: dict[str, ClaimFile] = {}
+    numbers: dict[tuple[str, str], str] = {}
+    for path in sorted(Path(book).glob("*/claims.yml")):
+        file = files[path.parent.name] = load(path)
+        for claim in file.claims.values():
+            other = numbers.setdefault((claim.paper, claim.number), claim.id)
+            if other != claim.id:
+                raise ClaimError(
+                    f"{path}: claim {claim.key!r}: number: {claim.number} of {claim.paper} is taken by {other}"
+                )
+    return files
+
+
+def load_all(book: Path | str) -> dict[str, Claim]:
+    """Read the claims of every chapter.
 
     Parameters
     ----------
@@ -223,16 +254,6 @@ def load_all(book: Path | str) -> dict[str, Claim]:
     Raises
     ------
     ClaimError
-        As `load`, or when two chapters give one number of one paper twice.
+        As `load_chapters`.
     """
-    claims: dict[str, Claim] = {}
-    numbers: dict[tuple[str, str], str] = {}
-    for path in sorted(Path(book).glob("*/claims.yml")):
-        for claim in load(path).claims.values():
-            other = numbers.setdefault((claim.paper, claim.number), claim.id)
-            if other != claim.id:
-                raise ClaimError(
-                    f"{path}: claim {claim.key!r}: number: {claim.number} of {claim.paper} is taken by {other}"
-                )
-            claims[claim.id] = claim
-    return claims
+    return {claim.id: claim for file in load_chapters(book).values() for claim in file.claims.values()}

@@ -84,9 +84,9 @@ def columns(fig: Figure, left: float, picture: NDArray[Any]) -> list[int]:
         last = math.floor(min(box.x0 for box in after) - left) - 2
         if last <= first or not empty[first:last].all():
             raise ValueError("fig: something reaches from one column of panels into the next; give each its own labels")
-        while empty[first - 1]:
+        while first > 0 and empty[first - 1]:
             first -= 1
-        while empty[last]:
+        while last < len(empty) and empty[last]:
             last += 1
         cuts.append((first + last) // 2)
     return cuts

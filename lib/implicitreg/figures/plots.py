@@ -137,23 +137,25 @@ def show(fig: Figure, *, alt: str, caption: str, name: str, dpi: int = 150) -> N
         raise ValueError(f"name: must be small letters and digits, with hyphens between: {name!r}")
     if not fig.axes:
         raise ValueError("fig: has no axes")
-    fig.set_dpi(dpi)
-    fig.draw_without_rendering()
-    box = fig.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, transparent=True, bbox_inches=box, metadata={"Software": None})
-    buffer.seek(0)
-    meta = {
-        "alt": alt,
-        "caption": caption,
-        "name": name,
-        "width": round(fig.get_figwidth() * 100),
-        "text": drawn.smallest_text(fig),
-        "cuts": drawn.columns(fig, box.x0 * dpi, plt.imread(buffer)),
-        # As text: a notebook's file would give each number a line of its own.
-        "data": json.dumps(drawn.data(fig), separators=(",", ":"), ensure_ascii=False),
-    }
-    plt.close(fig)
+    try:
+        fig.set_dpi(dpi)
+        fig.draw_without_rendering()
+        box = fig.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png", dpi=dpi, transparent=True, bbox_inches=box, metadata={"Software": None})
+        buffer.seek(0)
+        meta = {
+            "alt": alt,
+            "caption": caption,
+            "name": name,
+            "width": round(fig.get_figwidth() * 100),
+            "text": drawn.smallest_text(fig),
+            "cuts": drawn.columns(fig, box.x0 * dpi, plt.imread(buffer)),
+            # As text: a notebook's file would give each number a line of its own.
+            "data": json.dumps(drawn.data(fig), separators=(",", ":"), ensure_ascii=False),
+        }
+    finally:
+        plt.close(fig)
     picture = {"image/png": base64.b64encode(_small(buffer)).decode(), "text/plain": alt}
     display(picture, raw=True, metadata={"image/png": meta})
     display({"text/markdown": caption}, raw=True, metadata={"text/markdown": {"caption_of": name}})

@@ -54,7 +54,6 @@ a { color: inherit; }
 .book-title h1 { font-size: 30pt; }
 .book-contents { break-before: page; }
 .book-contents p { display: flex; gap: .4em; margin: .25em 0; }
-.book-contents p.part { font-weight: 700; margin-top: 1em; }
 .book-contents p::before { content: ""; width: calc(var(--level) * 1.5em); }
 .book-contents span { flex: 1; border-bottom: 1px dotted #888; margin-bottom: .3em; }
 .book-contents a { text-decoration: none; }
@@ -244,12 +243,13 @@ def print_book(project: Project, tell: Callable[[str], None] = lambda line: None
     CommandError
         Mathematics or a picture is missing.
     """
-    import pypdf  # noqa: F401  (its absence is told before the mathematics is typeset, not after)
-    from playwright.sync_api import Error, sync_playwright
-
     site = project.build / "html"
     if not (site / FIRST).is_file():
         raise UsageError("no rendered book to print: make book, or implicitreg render")
+
+    import pypdf  # noqa: F401  (its absence is told before the mathematics is typeset, not after)
+    from playwright.sync_api import Error, sync_playwright
+
     program, target = browser(), project.build / NAME
     with storage.locked(project.build):
         html = together(site)

@@ -16,7 +16,7 @@ from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from implicitreg.claims import Claim, ClaimError, ClaimFile, Evidence, Judgement, judge, load, load_all
+from implicitreg.claims import Claim, ClaimError, ClaimFile, Evidence, Judgement, judge, load_chapters
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +44,20 @@ def fail(app: Sphinx, error: Exception | None) -> None:
 
 
 @lru_cache(maxsize=4)
-def _load(book: Path, stamp: tuple[tuple[Path, int], ...]) -> tuple[dict[str, Claim], dict[str, ClaimFile]]:
-    """Read all claims, and each file of them, once for each state (``stamp``) of the files."""
-    files = [load(path) for path, _ in stamp]
-    return load_all(book), {file.folder: file for file in files}
+def _load(book: Path, stamp: tuple[tuple[Path, int], ...]) -> dict[str, ClaimFile]:
+    """Read the claim files once for each state (``stamp``) of theirs."""
+    return load_chapters(book)
 
 
-def _loaded(env: BuildEnvironment) -> tuple[dict[str, Claim], dict[str, ClaimFile]]:
+def _files(env: BuildEnvironment) -> dict[str, ClaimFile]:
+    """Return the claim files, chapter to file."""
     book = Path(env.srcdir, "book")
     return _load(book, tuple((p, p.stat().st_mtime_ns) for p in sorted(book.glob("*/claims.yml"))))
 
 
 def claims_of(env: BuildEnvironment) -> dict[str, Claim]:
     """Return the claims of the book, full id to claim."""
-    return _loaded(env)[0]
-
-
-def _files(env: BuildEnvironment) -> dict[str, ClaimFile]:
-    """Return the claim files, chapter to file."""
-    return _loaded(env)[1]
+    return {claim.id: claim for file in _files(env).values() for claim in file.claims.values()}
 
 
 def kept_of(env: BuildEnvironment, name: str) -> dict[str, list[Any]]:

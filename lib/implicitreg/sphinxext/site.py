@@ -125,7 +125,7 @@ def without_live_code(app: Sphinx, config: Config) -> None:
 
 
 def unique_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Take away the ids that the boxes of theorems, proofs and exercises share, one page's with one another."""
+    """Take away the ids that all boxes of theorems, proofs and exercises on a page have in common."""
     contents = {"proof-content", "exercise-content", "solution-content"}
     for node in doctree.findall(nodes.Element):
         proof = isinstance(node, nodes.admonition) and "proof" in node["classes"]
