@@ -660,11 +660,14 @@ class _Program:
         for layer in self.layers:
             if layer.kind == ly.BRANCH:
                 rows.skips.append(rows.table.clone())  # ReLUs work in place
+            elif layer.kind == ly.SHORTCUT:
+                # What the branch made waits while its input goes through the shortcut.
+                rows.skips[-1], rows.table = rows.table, rows.skips[-1]
             elif layer.kind == ly.JOIN:
-                skip = rows.skips.pop()
-                if skip.shape != rows.table.shape:
-                    raise ly.misfit(layer, skip.shape[2:], "x0")
-                rows.table = rows.table + skip
+                other = rows.skips.pop()
+                if other.shape != rows.table.shape:
+                    raise ly.misfit(layer, rows.table.shape[2:], "x0")
+                rows.table = rows.table + other
             elif layer.kind in (ly.POINTWISE, ly.LEAKY):
                 rows.bend(_below(layer))
             else:
@@ -691,6 +694,8 @@ class _Program:
             for layer in self.layers:
                 if layer.kind == ly.BRANCH:
                     skips.append(a)
+                elif layer.kind == ly.SHORTCUT:
+                    skips[-1], a = a, skips[-1]
                 elif layer.kind == ly.JOIN:
                     a = a + skips.pop()
                 elif layer.kind in (ly.POINTWISE, ly.LEAKY):

@@ -16,7 +16,7 @@ from implicitreg.nets.residual import Residual
 Network: TypeAlias = nn.Module | Sequence[Tensor]
 """A module built of supported layers, or the weight matrices of ReLU networks without biases."""
 
-LINEAR, CONV, BATCH_NORM, AVERAGE, MAXIMUM, FLATTEN, POINTWISE, LEAKY, BRANCH, JOIN = range(10)
+LINEAR, CONV, BATCH_NORM, AVERAGE, MAXIMUM, FLATTEN, POINTWISE, LEAKY, BRANCH, SHORTCUT, JOIN = range(11)
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _KINDS: dict[type[nn.Module], int] = {
@@ -87,7 +87,8 @@ def modules(
 ) -> Iterator[tuple[str, nn.Module, int]]:
     """Yield name, module and kind of every layer of a module, in order.
 
-    A residual block, where ``kinds`` has it, is yielded before and after the layers of its branch.
+    A residual block, where ``kinds`` has it, is yielded before the layers of its branch (`BRANCH`), between these and
+    the layers of its shortcut, however few (`SHORTCUT`), and after those (`JOIN`).
 
     Raises
     ------
@@ -97,8 +98,12 @@ def modules(
     kind = kinds.get(type(network))
     if kind == BRANCH:
         yield name, network, BRANCH
-        branch: Any = network
-        yield from modules(branch.branch, f"{name}.branch" if name else "branch", kinds, supported)
+        block: Any = network
+        prefix = f"{name}." if name else ""
+        yield from modules(block.branch, f"{prefix}branch", kinds, supported)
+        yield name, network, SHORTCUT
+        if block.shortcut is not None:
+            yield from modules(block.shortcut, f"{prefix}shortcut", kinds, supported)
         yield name, network, JOIN
     elif kind is not None:
         yield name, network, kind
@@ -239,7 +244,7 @@ def layers(
             if kind == MAXIMUM and module.return_indices:
                 raise TypeError(f"model: return_indices=True of {name!r} is not supported")
             found.append(Layer(kind, name, module))
-        if kind in (CONV, AVERAGE, MAXIMUM, FLATTEN, BRANCH, JOIN):
+        if kind in (CONV, AVERAGE, MAXIMUM, FLATTEN, BRANCH, SHORTCUT, JOIN):
             units = None
     dtypes = {layer.weight.dtype: layer.name for layer in found if layer.weight is not None}
     if not dtypes:

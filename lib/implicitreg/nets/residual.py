@@ -4,34 +4,47 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """A block with a skip connection: ``x + branch(x)``.
+    """A block with a skip connection: ``x + branch(x)``, or ``shortcut(x) + branch(x)``.
 
     Parameters
     ----------
     branch
-        Keeps the shape of its input; for `implicitreg.measures.segment_profile` it is built of supported layers.
+        For the measures of `implicitreg.measures` it is built of supported layers.
+    shortcut
+        What is added to it, such as the 1×1 convolution where a block changes the number of channels; by default
+        the input itself, whose shape ``branch`` then keeps.
 
     Raises
     ------
     TypeError
-        ``branch`` is no module.
+        ``branch`` or ``shortcut`` is no module.
 
     Examples
     --------
     >>> import torch
     >>> Residual(nn.ReLU())(torch.tensor([-1.0, 2.0]))
     tensor([-1.,  4.])
+    >>> Residual(nn.ReLU(), nn.Flatten(0))(torch.tensor([-1.0, 2.0]))
+    tensor([-1.,  4.])
     """
 
-    def __init__(self, branch: nn.Module) -> None:
-        if not isinstance(branch, nn.Module):
-            raise TypeError(f"branch: must be a torch.nn.Module, got {type(branch).__name__}")
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+        for name, part in (("branch", branch), ("shortcut", shortcut)):
+            if not isinstance(part, nn.Module) and (part is not None or name == "branch"):
+                raise TypeError(f"{name}: must be a torch.nn.Module, got {type(part).__name__}")
         super().__init__()
         self.branch = branch
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x + branch(x)``."""
+        """Return ``x + branch(x)``, or ``shortcut(x) + branch(x)``."""
         after: Tensor = self.branch(x)
-        if after.shape != x.shape:
-            raise ValueError(f"branch: must keep the shape {tuple(x.shape)} of its input, got {tuple(after.shape)}")
-        return x + after
+        beside: Tensor = x if self.shortcut is None else self.shortcut(x)
+        if after.shape != beside.shape:
+            fit = (
+                f"must keep the shape {tuple(x.shape)} of its input"
+                if beside is x
+                else f"must have the shape {tuple(beside.shape)} of the shortcut"
+            )
+            raise ValueError(f"branch: {fit}, got {tuple(after.shape)}")
+        return beside + after
