@@ -141,6 +141,10 @@ def test_a_malformed_file_names_file_claim_and_field(tmp_path, changes, field):
         "paper: [",
         "paper: x\nclaims: {a: 1}",
         "paper: x\npaper: y\nclaims: {}",
+        "claims: {a: 1}",
+        "paper: x",
+        "paper: x\nnotebooks: {}",
+        "claims: {a: 1}\nnotebooks: {}",
     ],
 )
 def test_a_file_that_is_no_claims_file(tmp_path, text):
@@ -167,6 +171,18 @@ def test_a_file_may_say_how_long_its_notebooks_take(tmp_path):
         with pytest.raises(ClaimError, match=rf"claims\.yml: {message}") as caught:
             load(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_claims_nothing_says_only_how_long_its_notebooks_take(tmp_path):
+    write(tmp_path / "rank")
+    (tmp_path / "how_to").mkdir()
+    path = tmp_path / "how_to/claims.yml"
+    path.write_text("notebooks:\n  measure: {seconds: {book: 3}}\n")
+    file = load(path)
+    assert (file.paper, file.claims, file.notebooks["measure"].seconds) == (None, {}, {"book": 3})
+    assert list(load_all(tmp_path)) == ["rank.grows"]
+    with pytest.raises(ClaimError, match="no claim 'grows'"):
+        Ledger(file).record("grows", samples=[1.0] * 8, control=-1.0)
 
 
 def test_a_key_given_twice_is_refused(tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from implicitreg.claims import load_chapters
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -74,7 +76,7 @@ def test_every_cited_paper_is_in_the_bibliography():
     for path in [*(ROOT / "book").rglob("*.md"), *(ROOT / "book").rglob("*.ipynb")]:
         for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", path.read_text("utf-8")):
             cited |= {key.strip() for key in keys.split(",")}
-    papers = {yaml.safe_load(p.read_text("utf-8"))["paper"] for p in (ROOT / "book").glob("*/claims.yml")}
+    papers = {file.paper for file in load_chapters(ROOT / "book").values() if file.claims}
     assert "razin2020" in cited
     assert cited | papers <= known
 
@@ -135,10 +137,18 @@ def test_hooks_fetch_nothing():
 
 
 def test_chapters_declare_the_times_of_their_notebooks():
-    for path in (ROOT / "book").glob("*/claims.yml"):
-        declared = yaml.safe_load(path.read_text("utf-8"))["notebooks"]
-        assert set(declared) == {p.stem for p in path.parent.glob("*.ipynb")}
-        assert all({"smoke", "book"} <= set(notebook["seconds"]) for notebook in declared.values())
+    files = load_chapters(ROOT / "book")
+    assert set(files) == {path.parent.name for path in (ROOT / "book").glob("*/*.ipynb")}
+    for folder, file in files.items():
+        assert set(file.notebooks) == {path.stem for path in (ROOT / "book" / folder).glob("*.ipynb")}
+        assert all({"smoke", "book"} <= set(notebook.seconds) for notebook in file.notebooks.values())
+
+
+def test_the_wheel_carries_the_claims_of_every_chapter():
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]
+    claimed = {folder for folder, file in load_chapters(ROOT / "book").items() if file.claims}
+    carried = {source: place for source, place in targets["wheel"]["force-include"].items() if "claims" in source}
+    assert carried == {f"book/{f}/claims.yml": f"implicitreg/claims/book/{f}/claims.yml" for f in claimed}
 
 
 def test_binder_gets_torch_from_its_own_environment_and_everything_else_from_the_pins():

@@ -116,15 +116,18 @@ class Cost(BaseModel):
 
 
 class ClaimFile(BaseModel):
-    """All claims of one folder of the book, and what it says of its notebooks."""
+    """All claims of one folder of the book, and what it says of its notebooks; no paper where it claims nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path
     folder: str
-    paper: str
+    paper: str | None
     claims: dict[str, Claim]
     notebooks: dict[str, Cost] = {}
+
+
+_KEYS = ({"paper", "claims"}, {"paper", "claims", "notebooks"}, {"notebooks"})
 
 
 # libyaml reads ten times faster; not every build of PyYAML has it.
@@ -182,18 +185,22 @@ def load(path: Path | str) -> ClaimFile:
         raise ClaimError(f"{path}: is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ClaimError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or set(content) - {"notebooks"} != {"paper", "claims"}:
-        raise ClaimError(f"{path}: must have the two keys 'paper' and 'claims', and may have 'notebooks'")
-    if not isinstance(content["paper"], str) or not isinstance(content["claims"], dict) or not content["claims"]:
+    if not isinstance(content, dict) or set(content) not in _KEYS:
+        raise ClaimError(
+            f"{path}: must have the two keys 'paper' and 'claims', and may have 'notebooks'; "
+            "a folder that claims nothing has 'notebooks' alone"
+        )
+    paper, bodies = content.get("paper"), content.get("claims", {})
+    if "claims" in content and not (isinstance(paper, str) and isinstance(bodies, dict) and bodies):
         raise ClaimError(f"{path}: 'paper' must be a name, and 'claims' a mapping with at least one claim")
     folder = path.resolve().parent.name
     claims: dict[str, Claim] = {}
     numbers: dict[tuple[str, str], str] = {}
-    for key, body in content["claims"].items():
+    for key, body in bodies.items():
         if not isinstance(body, dict):
             raise ClaimError(f"{path}: claim {key!r}: must be a mapping of fields")
         try:
-            claim = Claim.model_validate({"paper": content["paper"], **body, "folder": folder, "key": key})
+            claim = Claim.model_validate({"paper": paper, **body, "folder": folder, "key": key})
         except ValidationError as error:
             raise ClaimError(f"{path}: claim {key!r}: {_complaint(error)}") from None
         other = numbers.setdefault((claim.paper, claim.number), key)
@@ -202,7 +209,7 @@ def load(path: Path | str) -> ClaimFile:
         claims[key] = claim
     notebooks = content.get("notebooks", {})
     try:
-        return ClaimFile(path=path, folder=folder, paper=content["paper"], claims=claims, notebooks=notebooks)
+        return ClaimFile(path=path, folder=folder, paper=paper, claims=claims, notebooks=notebooks)
     except ValidationError as error:
         raise ClaimError(f"{path}: {_complaint(error)}") from None
 

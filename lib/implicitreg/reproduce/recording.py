@@ -110,7 +110,7 @@ def _evidence(project: Project, done: Mapping[str, dict[str, Any]]) -> str:
 def keep(project: Project, run: Run) -> list[Path]:
     """Keep the claims of a run larger than ``book``, so that the book shows them beside the recorded ones.
 
-    For each chapter in the run, ``evidence/<scale>/<chapter>/claims.json`` is replaced by what its notebooks recorded:
+    For each chapter that recorded a claim, ``evidence/<scale>/<chapter>/claims.json`` is replaced by what it recorded:
     the claims as in any ``claims.json``, without times, and the samples from which the book judges them anew.
 
     Parameters
@@ -139,6 +139,8 @@ def keep(project: Project, run: Run) -> list[Path]:
     for chapter in sorted({name.partition("/")[0] for name in run.notebooks}):
         of_chapter = {name: nb for name, nb in run.notebooks.items() if name.partition("/")[0] == chapter}
         samples = [evidence.to_json() for notebook in of_chapter.values() for _, evidence in recorded(notebook)]
+        if not samples:
+            continue
         known = {entry["id"] for entry in samples}
         claims = [replace(one, seconds=None) for one in judged if one.judgement.claim.id in known]
         path = project.larger_evidence(run.scale, chapter)

@@ -53,6 +53,21 @@ def test_recording_twice_changes_no_byte(inside: Any, capsys: pytest.CaptureFixt
     assert "toy/one  would be reused" in capsys.readouterr().out
 
 
+def test_a_folder_that_claims_nothing_is_recorded_like_the_others(
+    inside: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside.write("book/how/claims.yml", "notebooks: {}\n")
+    inside.notebook("how/two", "1 + 1")
+    inside.notebook("toy/one", records="toy.big")
+    assert main(["record", "how"]) == 0
+    out = capsys.readouterr().out
+    assert "changed: book/how/two.ipynb, evidence/book/claims.json\n" in out
+    assert main(["record"]) == 0
+    assert "1 claim: 1 reproduced; all as expected" in capsys.readouterr().out
+    assert main(["reproduce", "how", "--seed", "1"]) == 0
+    assert main(["verdicts", "book-seed1"]) == 0
+
+
 def test_refused_outputs_change_nothing(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
     inside.notebook("toy/one", "import sys; print('careful', file=sys.stderr)", "object()", "import os; os.getcwd()")
     before = _files(inside)
@@ -172,6 +187,8 @@ def test_the_claims_of_a_larger_run_are_kept_with_their_samples(
     inside: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inside.notebook("toy/one", records="toy.big")
+    inside.write("book/how/claims.yml", "notebooks: {}\n")
+    inside.notebook("how/two", "1 + 1")  # claims nothing
     assert main(["reproduce", "--scale", "paper"]) == 0
     before = _files(inside)
     capsys.readouterr()
