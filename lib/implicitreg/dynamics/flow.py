@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import scipy  # its submodules load when first used
 import torch
-from scipy.integrate import LSODA
-from scipy.optimize import brentq
 from torch import Tensor
 
 from implicitreg import checks
@@ -263,9 +262,9 @@ class _Walk:
         def loss(y: np.ndarray) -> float:
             return self.problem.loss(chart.entries(y.tolist()))
 
-        def solver(t: float, y: np.ndarray, first_step: float | None) -> LSODA:
+        def solver(t: float, y: np.ndarray, first_step: float | None) -> "scipy.integrate.LSODA":
             weights = np.array(chart.weights)
-            return LSODA(
+            return scipy.integrate.LSODA(
                 chart.velocity,
                 t,
                 y,
@@ -304,7 +303,9 @@ class _Walk:
         return step
 
 
-def _meet(walker: LSODA, loss: Callable[[np.ndarray], float], level: float) -> tuple[float, list[float]]:
+def _meet(
+    walker: "scipy.integrate.LSODA", loss: Callable[[np.ndarray], float], level: float
+) -> tuple[float, list[float]]:
     """Return time and state at which the last step met a level."""
     between = walker.dense_output()
 
@@ -317,7 +318,7 @@ def _meet(walker: LSODA, loss: Callable[[np.ndarray], float], level: float) -> t
     elif excess(walker.t) >= 0:
         t = walker.t
     else:
-        t = float(brentq(excess, walker.t_old, walker.t, rtol=1e-12))
+        t = float(scipy.optimize.brentq(excess, walker.t_old, walker.t, rtol=1e-12))
     return t, between(t).tolist()
 
 

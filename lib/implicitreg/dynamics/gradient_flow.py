@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy  # its submodules load when first used: importing a measure takes half a second less
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.integrate import BDF, DOP853, LSODA, RK23, RK45, OdeSolution, OdeSolver, Radau
 from torch import Tensor
 
 from implicitreg import checks
 
 Loss = Callable[[Tensor], Tensor]
 
-METHODS = {method.__name__: method for method in (LSODA, BDF, Radau, DOP853, RK45, RK23)}
+METHODS = ("LSODA", "BDF", "Radau", "DOP853", "RK45", "RK23")
 """Scipy's solvers of initial value problems by name; the first three are for stiff problems."""
 
 ZERO_LOSS = 1e-20
@@ -62,7 +61,7 @@ class GradientFlow:
     gradient_norm: Tensor
     converged: Tensor
     n_evaluations: int
-    _dense: OdeSolution | None = field(repr=False)
+    _dense: "scipy.integrate.OdeSolution | None" = field(repr=False)
 
     def __call__(self, t: float | Tensor) -> Tensor:
         """Return the parameters at times ``t``, shape ``(*t.shape, ..., M)``, by the solver's own interpolation.
@@ -177,8 +176,8 @@ def gradient_flow(
         fastest = np.abs(problem.value(state)[1]).max()
         return min(horizon - time, max_step, 1e-3 * (1 + np.abs(state).max()) / fastest) if fastest else None
 
-    def solver_from(time: float, state: NDArray[np.float64]) -> OdeSolver:
-        return METHODS[method](
+    def solver_from(time: float, state: NDArray[np.float64]) -> "scipy.integrate.OdeSolver":
+        return getattr(scipy.integrate, method)(
             lambda t, state: -problem.value(state)[1],
             time,
             state,
@@ -246,7 +245,7 @@ def gradient_flow(
         gradient_norm=problem.tensor(problem.value(states[-1])[1]).norm(dim=-1),
         converged=torch.from_numpy(reached).reshape(theta0.shape[:-1]).to(theta0.device),
         n_evaluations=before + solver.nfev,
-        _dense=OdeSolution(times, pieces) if pieces else None,
+        _dense=scipy.integrate.OdeSolution(times, pieces) if pieces else None,
     )
 
 
@@ -295,7 +294,7 @@ class _Problem:
         m = self.shape[-1]
         if method == "LSODA":
             return {"lband": m - 1, "uband": m - 1}
-        return {"jac_sparsity": sparse.kron(sparse.eye(len(self.start) // m), np.ones((m, m)))}
+        return {"jac_sparsity": scipy.sparse.kron(scipy.sparse.eye(len(self.start) // m), np.ones((m, m)))}
 
     def tensor(self, state: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(state).reshape(self.shape).to(self.like)

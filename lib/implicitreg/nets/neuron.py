@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import scipy  # its submodules load when first used
 import torch
-from scipy.interpolate import CubicHermiteSpline
 from torch import Tensor
 
 from implicitreg import checks
@@ -178,7 +178,7 @@ class LogSlopeActivation:
             raise ValueError(f"knots: must be strictly increasing, got {knots!r}")
         self.scale = checks.positive(scale, "scale")
         # Pieces: straight to the left of the knots, the cubics, straight to the right; powers of z - base rise.
-        cubics = CubicHermiteSpline(k, m, r).c[::-1].T
+        cubics = scipy.interpolate.CubicHermiteSpline(k, m, r).c[::-1].T
         straight = [[m[i], r[i], 0, 0] for i in (0, -1)]
         self._knots = torch.from_numpy(k)
         self._base = torch.from_numpy(np.concatenate([k[:1], k]))
