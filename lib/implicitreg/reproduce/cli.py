@@ -161,7 +161,7 @@ def reproduce(
             print(f"{step.notebook.name}  {what}")
         return
     done = runner.reproduce(plan, workers=workers, cell_timeout=cell_timeout)
-    report.show_verdicts(done.judged)
+    report.show_verdicts(done.judged, {notebook.chapter for notebook in notebooks})
     print(f"notebooks  {shown(done.folder)}")
     print(f"claims     {shown(done.folder / runs.CLAIMS)}", flush=True)
     _fail_with(done.complaints)
@@ -238,7 +238,7 @@ def record(targets: Targets = None, *, workers: Workers = None, cell_timeout: Ce
             _say(line)
         raise
     _fail_with(done.complaints)
-    report.show_verdicts(done.judged)
+    report.show_verdicts(done.judged, {notebook.chapter for notebook in notebooks})
     print(f"changed: {listed(map(shown, changed))}")
 
 

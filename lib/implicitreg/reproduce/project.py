@@ -75,6 +75,11 @@ class Notebook:
     path: Path
 
     @property
+    def chapter(self) -> str:
+        """The folder that it is in, such as ``rank``."""
+        return self.path.parent.name
+
+    @property
     def claims(self) -> Path:
         """The claims of its chapter."""
         return self.path.parent / "claims.yml"

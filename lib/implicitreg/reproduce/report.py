@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -70,14 +70,23 @@ def _control(judgement: "Judgement") -> str:
     return {None: "-", True: "rejected", False: "accepted"}[judgement.control_rejected]
 
 
-def show_verdicts(judged: Sequence[Judged]) -> None:
-    """Print a table for each chapter of which something was run, and how many of their claims got which verdict."""
+def show_verdicts(judged: Sequence[Judged], asked: Collection[str] | None = None) -> None:
+    """Print a table for each chapter of which something was run, and how many of their claims got which verdict.
+
+    Parameters
+    ----------
+    judged
+        The claims.
+    asked
+        The chapters to show where nothing was run; all by default.
+    """
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     folders = dict.fromkeys(one.judgement.claim.folder for one in judged)
-    begun = {one.judgement.claim.folder for one in judged if one.judgement.verdict != "not run"} or set(folders)
+    begun = {one.judgement.claim.folder for one in judged if one.judgement.verdict != "not run"}
+    begun = begun or {folder for folder in folders if asked is None or folder in asked}
     absent = [folder for folder in folders if folder not in begun]
     judged = [one for one in judged if one.judgement.claim.folder in begun]
     for folder, chapter in groupby(judged, key=lambda one: one.judgement.claim.folder):

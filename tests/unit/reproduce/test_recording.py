@@ -61,6 +61,7 @@ def test_a_folder_that_claims_nothing_is_recorded_like_the_others(
     inside.notebook("toy/one", records="toy.big")
     assert main(["record", "how"]) == 0
     out = capsys.readouterr().out
+    assert "0 claims: none; all as expected; not run: toy\n" in out
     assert "changed: book/how/two.ipynb, evidence/book/claims.json\n" in out
     assert main(["record"]) == 0
     assert "1 claim: 1 reproduced; all as expected" in capsys.readouterr().out
