@@ -1,6 +1,7 @@
 """What we look at: norms, ranks and curvatures of what has been learned."""
 
 from implicitreg.measures.capacity import Capacities, capacities, margin, margins
+from implicitreg.measures.complexity import GeometricComplexity, geometric_complexity
 from implicitreg.measures.flatness import (
     ExpectedSharpness,
     expected_sharpness,
@@ -8,6 +9,7 @@ from implicitreg.measures.flatness import (
     pac_bayes_kl_at,
     sharpness,
 )
+from implicitreg.measures.layerwise import LayerNorms, layer_norms
 from implicitreg.measures.norms import frobenius_product, group_norm, path_norm, spectral_product
 from implicitreg.measures.rademacher import (
     RademacherComplexity,
@@ -47,6 +49,8 @@ __all__ = [
     "CPRank",
     "Capacities",
     "ExpectedSharpness",
+    "GeometricComplexity",
+    "LayerNorms",
     "RademacherComplexity",
     "SegmentProfile",
     "Straightness",
@@ -65,9 +69,11 @@ __all__ = [
     "expected_total_gap_variance",
     "foot_integral",
     "frobenius_product",
+    "geometric_complexity",
     "group_norm",
     "input_gradients",
     "largest_correlation",
+    "layer_norms",
     "linear_rademacher",
     "margin",
     "margins",

@@ -559,6 +559,10 @@ class _Program:
 
     def __init__(self, model: ly.Network) -> None:
         found = ly.layers(model, ly.PIECEWISE_LINEAR, _SUPPORTED, torch.float64)
+        for layer in found:
+            if layer.kind == ly.MAXIMUM:
+                kind = type(layer.module).__name__
+                raise TypeError(f"model: unsupported layer {kind} (at {layer.name!r}); supported are {_SUPPORTED}")
         ly.finite(model)
         self.networks: int | None = None
         self.each = 1
