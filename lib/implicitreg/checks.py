@@ -54,6 +54,19 @@ def finite(value: Tensor, name: str) -> Tensor:
     return value
 
 
+def located(value: Tensor, device: torch.device, name: str) -> Tensor:
+    """Return ``value`` if it is on the device of the network that it is given to.
+
+    Raises
+    ------
+    ValueError
+        It is on another one.
+    """
+    if value.device != device:
+        raise ValueError(f"{name}: must be on {device}, where the model is, got {value.device}")
+    return value
+
+
 def broadcastable(shape: Sequence[int], other: Sequence[int], name: str, other_name: str) -> None:
     """Refuse leading dimensions of one argument that do not broadcast with those of another.
 
