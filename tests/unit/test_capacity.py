@@ -22,7 +22,7 @@ from implicitreg.measures import (
     rescale_nodes,
     spectral_product,
 )
-from implicitreg.nets import gaussian_weights, outputs, perceptron
+from implicitreg.nets import Residual, gaussian_weights, outputs, perceptron
 
 
 def generator(seed=0):
@@ -190,6 +190,23 @@ def test_capacities_of_a_convolutional_network():
     with pytest.raises(TypeError, match="unsupported layer Unflatten"):
         capacities(flat, x.flatten(1), y)
     assert torch.equal(capacities(net, x, y, input_shape=shape).spectral, c.spectral)
+
+
+def test_capacities_of_a_residual_network():
+    torch.manual_seed(0)
+    block = Residual(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 7)), nn.Linear(6, 7))
+    skip = Residual(nn.Sequential(nn.ReLU(), nn.Linear(7, 7)))
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), block, skip, nn.Linear(7, 3)).double()
+    y = net(X).argmax(-1)
+    c, theory = capacities(net, X, y), capacities(net, X, y, factors=True)
+    gamma = margin(net, X, y)
+    torch.testing.assert_close(c.l2_path, path_norm(net).detach().square() / gamma.square(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(c.spectral, spectral_product(net).square() / gamma.square(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(c.l2, frobenius_product(net).detach().square() / gamma.square(), rtol=1e-12, atol=0)
+    # Six layers with weights, those of both paths among them.
+    units = 6 * 4 * 7 * 7 * 7 * 3
+    for name, factor in (("l2", 4**6), ("l1_path", 4**6), ("l2_path", 4**6 * units), ("spectral", units)):
+        torch.testing.assert_close(getattr(theory, name), factor * getattr(c, name), rtol=1e-12, atol=0)
 
 
 def test_path_capacities_do_not_see_rescaled_units():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from implicitreg.measures import frobenius_product, group_norm, path_norm, spectral_product
-from implicitreg.nets import ReLURecurrent, gaussian_weights, perceptron, rescale_nodes
+from implicitreg.nets import ReLURecurrent, Residual, gaussian_weights, perceptron, rescale_nodes
 
 norms_module = sys.modules["implicitreg.measures.norms"]
 INF = math.inf
@@ -475,3 +475,93 @@ def test_spectral_product_of_a_whole_network_bounds_its_slope():
     with torch.no_grad():
         slopes = (net(x) - net(y)).norm(dim=-1) / (x - y).flatten(1).norm(dim=-1)
     assert (slopes <= value).all()
+
+
+def residual():
+    """Return a network with two residual blocks, and the layers of each of its paths, batch norms folded."""
+    torch.manual_seed(0)
+    conv, linear = nn.Conv2d, nn.Linear
+    first, inner, beside = conv(2, 3, 3, padding=1), conv(3, 4, 3, stride=2), conv(3, 4, 2, 2)
+    one, two, norm = linear(36, 5), linear(5, 36), nn.BatchNorm1d(36)
+    net = nn.Sequential(
+        first,
+        nn.ReLU(),
+        Residual(nn.Sequential(nn.ReLU(), inner), beside),
+        nn.Flatten(),
+        Residual(nn.Sequential(one, nn.ReLU(), two)),
+        norm,
+        nn.ReLU(),
+        linear(36, 2),
+    ).double()
+    with torch.no_grad():
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.normal_()
+    return net.eval(), (first, inner, beside, one, two, norm, net[-1])
+
+
+def test_a_residual_block_bounds_the_slope_by_the_sum_of_its_paths():
+    net, (first, inner, beside, one, two, norm, last) = residual()
+    shapes = ((2, 7, 7), (3, 7, 7), (3, 7, 7))
+    for layer in (first, inner, beside):
+        layer.bias = None
+    a, b, c = (
+        torch.linalg.matrix_norm(dense(layer, shape), 2)
+        for layer, shape in zip((first, inner, beside), shapes, strict=True)
+    )
+    d, e, g = (torch.linalg.matrix_norm(layer.weight.detach(), 2) for layer in (one, two, last))
+    f = (norm.weight / (norm.running_var + norm.eps).sqrt()).abs().max().detach()
+    value = spectral_product(net, input_shape=(2, 7, 7))
+    torch.testing.assert_close(value, a * (b + c) * (1 + d * e) * f * g, rtol=1e-12, atol=0)
+    x, y = torch.randn(2, 200, 2, 7, 7, generator=generator(), dtype=torch.float64)
+    with torch.no_grad():
+        slopes = (net(x) - net(y)).norm(dim=-1) / (x - y).flatten(1).norm(dim=-1)
+    assert (slopes <= value).all()
+
+
+def test_the_bound_is_reached():
+    """Of Residual(c I) on positive inputs; without the 1 of the skip connection it would be too small."""
+    layer = nn.Linear(3, 3, bias=False).double()
+    layer.weight.data.copy_(2 * torch.eye(3))
+    net = nn.Sequential(Residual(nn.Sequential(layer, nn.ReLU())), nn.ReLU())
+    assert spectral_product(net).item() == pytest.approx(3, rel=1e-12)
+    x = torch.rand(2, 3, generator=generator(), dtype=torch.float64)
+    torch.testing.assert_close((net(x)[0] - net(x)[1]).norm(), 3 * (x[0] - x[1]).norm())
+    assert spectral_product(nn.Sequential(Residual(Residual(nn.ReLU())), layer)).item() == pytest.approx(6, rel=1e-12)
+    nested = Residual(nn.Sequential(layer, Residual(layer)), nn.Sequential(layer, layer))
+    assert spectral_product(nested).item() == pytest.approx(2 * (1 + 2) + 2 * 2, rel=1e-12)
+
+
+def test_group_norms_of_a_residual_network_count_the_layers_of_both_paths():
+    net, (*layers, norm, last) = residual()
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()[:, None]
+    weights = [*(layer.weight.detach().flatten(1) for layer in layers), scale, last.weight]
+    for p, q in ((2, 2), (1, INF), (2, 1)):
+        expected = math.prod(brute_group_norm(w, p, q) for w in weights)
+        assert group_norm(net, p, q).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_units_that_are_added_to_others_are_not_rescaled():
+    for net in (residual()[0], nn.Sequential(Residual(nn.Linear(2, 2)))):
+        with pytest.raises(TypeError, match=r"^model: Residual \(at '\d'\) adds its units to others, which cannot be"):
+            rescale_nodes(net, generator())
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1.0, 1e170])
+def test_large_convolutions_of_any_scale(scale):
+    torch.manual_seed(0)
+    net = nn.Conv2d(1, 4, 3, bias=False).double()
+    expected = spectral_product(net, input_shape=(1, 20, 20)).item()
+    net.weight.data.mul_(scale)
+    assert spectral_product(net, input_shape=(1, 20, 20)).item() == pytest.approx(scale * expected, rel=1e-12)
+    net.weight.data.zero_()
+    assert spectral_product(net, input_shape=(1, 20, 20)) == 0
+
+
+def test_iterations_that_do_not_converge_are_told(monkeypatch):
+    monkeypatch.setattr(norms_module, "_ITERATIONS", 9)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 4, 3))
+    with pytest.warns(RuntimeWarning, match=r"^the operator norm of layer '1' has not converged in 9 Lanczos"):
+        value = spectral_product(net, input_shape=(1, 20, 20))
+    monkeypatch.undo()
+    assert value == pytest.approx(spectral_product(net, input_shape=(1, 20, 20)).item(), rel=0.1)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 from implicitreg.measures import capacities, group_norm, path_norm, spectral_product
 from implicitreg.nets import (
     ReLURecurrent,
+    Residual,
     gaussian_weights,
     log_path_sum,
     path_scales,
@@ -256,6 +257,146 @@ def test_max_pooling_keeps_the_largest_sum_of_each_window():
         net[4].weight.copy_(torch.tensor([[3.0, 4.0]]))
     assert path_sum(net, 1, input_shape=(1, 5)) == 3 * 3 + 4 * 3
     torch.testing.assert_close(path_sum(net, 2, input_shape=(1, 5)).detach(), torch.tensor(5.0 * 25))
+
+
+# Skip connections
+
+
+def residual_nets():
+    """Return networks with skip connections of every form: name, shape of an input, modules."""
+    conv, relu, norm = nn.Conv2d, nn.ReLU, nn.BatchNorm2d
+    block = Residual(nn.Sequential(nn.Linear(4, 5), relu(), nn.Linear(5, 4)))
+    yield "identity", (3,), (nn.Linear(3, 4), relu(), block, relu(), nn.Linear(4, 2))
+    yield "first", (3,), (Residual(nn.Linear(3, 3)), relu(), nn.Linear(3, 2))
+    yield "no weights", (3,), (Residual(relu()), nn.Linear(3, 2))
+    yield "projection", (3,), (Residual(nn.Linear(3, 4), nn.Linear(3, 4, bias=False)), relu(), nn.Linear(4, 2))
+    yield "norm after the addition", (3,), (nn.Linear(3, 4), copy.deepcopy(block), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    nested = Residual(nn.Sequential(nn.Linear(4, 4), Residual(nn.Linear(4, 4), nn.BatchNorm1d(4)), relu()))
+    yield "nested", (3,), (nn.Linear(3, 4), Residual(nested, Residual(nn.Linear(4, 4))), nn.Linear(4, 2))
+    yield (
+        "ResNet",
+        (2, 6, 6),
+        (
+            conv(2, 3, 3, padding=1, bias=False),
+            norm(3),
+            relu(),
+            Residual(
+                nn.Sequential(conv(3, 3, 3, padding=1), norm(3), relu(), conv(3, 3, 3, padding=1, bias=False), norm(3))
+            ),
+            relu(),
+            Residual(
+                nn.Sequential(norm(3), relu(), conv(3, 4, 3, stride=2, padding=1), relu(), conv(4, 4, 1)),
+                nn.Sequential(conv(3, 4, 1, stride=2, bias=False), norm(4)),
+            ),
+            norm(4),
+            relu(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        ),
+    )
+    pooled = Residual(nn.Sequential(conv(2, 2, 3, padding=1), relu(), nn.MaxPool2d(2)), nn.AvgPool2d(2))
+    yield "pooled", (2, 4, 4), (pooled, nn.Flatten(), nn.Linear(8, 2))
+
+
+def through_blocks(modules, sums, p, bias):
+    """Return the path sums behind modules from those before, each layer or chain of them as a dense matrix."""
+    chain = []
+
+    def close(sums):
+        nonlocal chain
+        if chain:
+            matrix, shift, shape = dense(nn.Sequential(*chain), sums.shape)
+            sums = (matrix.abs().pow(p) @ sums.flatten() + (shift.abs().pow(p) if bias else 0)).reshape(shape)
+            chain = []
+        return sums
+
+    for module in modules:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and chain:
+            chain.append(module)  # folded
+            continue
+        sums = close(sums)
+        if isinstance(module, Residual):
+            shortcut = () if module.shortcut is None else flat_layers(module.shortcut)
+            branch = through_blocks(flat_layers(module.branch), sums, p, bias)
+            sums = branch + through_blocks(shortcut, sums, p, bias)
+        elif isinstance(module, nn.MaxPool2d):
+            sums = module(sums[None])[0]
+        elif not isinstance(module, nn.ReLU):
+            chain = [module]
+    return close(sums)
+
+
+def dense(module, shape):
+    """Return the matrix and the shift of an affine map on inputs of some shape, and the shape of its outputs."""
+    with torch.no_grad():
+        shift = module(torch.zeros(1, *shape, dtype=torch.float64))
+        basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+        return (module(basis) - shift).flatten(1).T, shift.flatten(), shift.shape[1:]
+
+
+@pytest.mark.parametrize(("shape", "built"), [pytest.param(s, b, id=i) for i, s, b in residual_nets()])
+def test_paths_run_through_both_sides_of_a_skip_connection(shape, built):
+    net = randomised(nn.Sequential(*copy.deepcopy(built)))
+    assert net(torch.ones(2, *shape, dtype=torch.float64)).shape == (2, 2)
+    for p in POWERS:
+        for bias in (False, True):
+            expected = through_blocks(net, torch.ones(shape, dtype=torch.float64), p, bias).sum().item()
+            assert path_sum(net, p, input_shape=shape, bias=bias).item() == pytest.approx(expected, rel=1e-12)
+            assert log_path_sum(net, p, input_shape=shape, bias=bias).item() == pytest.approx(
+                math.log(expected), rel=1e-12, abs=1e-12
+            )
+    if len(shape) == 1:
+        torch.testing.assert_close(path_sum(net), path_sum(net, input_shape=shape), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_a_skip_connection_has_edges_of_weight_1(p):
+    first, last = (nn.Linear(*size, bias=False) for size in ((3, 4), (4, 2)))
+    branch = [nn.Linear(4, 5, bias=False), nn.Linear(5, 4, bias=False)]
+    net = randomised(nn.Sequential(first, nn.ReLU(), Residual(nn.Sequential(branch[0], nn.ReLU(), branch[1])), last))
+    a, b, c, d = (layer.weight.detach() for layer in (first, *branch, last))
+    around = enumerated([a, d], p)
+    assert path_sum(net, p).item() == pytest.approx(around + enumerated([a, b, c, d], p), rel=1e-12)
+    with torch.no_grad():
+        branch[1].weight.zero_()
+    assert path_sum(net, p).item() == pytest.approx(around, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_sixty_residual_blocks_neither_underflow_nor_overflow(scale):
+    blocks = [Residual(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))) for _ in range(60)]
+    net = randomised(nn.Sequential(nn.Linear(3, 8), *blocks, nn.Linear(8, 2)))
+    with torch.no_grad():
+        for q in net.parameters():
+            q.mul_(scale)
+    expected = 0.0
+    sums = net[0].weight.square().sum(1)
+    for block in blocks:
+        sums = sums + block.branch[2].weight.square() @ block.branch[0].weight.square() @ sums
+        expected += sums.max().log().item()
+        sums = sums / sums.max()
+    expected += (net[-1].weight.square() @ sums).sum().log().item()
+    assert log_path_sum(net).item() == pytest.approx(expected, rel=1e-12)
+    if scale > 1:
+        assert path_sum(net) == math.inf
+        assert log_path_sum(net.float()).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [path_sum, log_path_sum, path_scales, spectral_product])
+def test_both_sides_of_a_skip_connection_must_have_one_shape(function):
+    for block, shape in (
+        (Residual(nn.Linear(4, 3)), (3,)),
+        (Residual(nn.Linear(4, 1)), (1,)),  # would be added to every unit
+        (Residual(nn.Linear(4, 2), nn.Linear(4, 3)), (2,)),
+    ):
+        with pytest.raises(ValueError, match=rf"^model: layer '1' \(Residual\) cannot take .* \({shape[0]},\)"):
+            function(nn.Sequential(nn.Linear(3, 4), block))
+    net = nn.Sequential(Residual(nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"^input_shape: layer '0' \(Residual\)"):
+        function(net, input_shape=(1, 4, 4))
+    with pytest.raises(TypeError, match=r"^model: unsupported layer Tanh \(at '0\.shortcut\.0'\)"):
+        function(nn.Sequential(Residual(nn.Linear(3, 3), nn.Sequential(nn.Tanh()))))
 
 
 # Depth
@@ -528,9 +669,20 @@ def test_path_scales_by_enumeration(p):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        Residual(nn.Conv2d(2, 2, 2, 2), nn.Conv2d(2, 2, 1, 2)),
+        nn.Sequential(Residual(nn.Conv2d(2, 2, 1)), nn.AvgPool2d(2)),
+    ],
+)
 def test_path_scales_by_finite_differences(p, pool):
     net = randomised(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, 3)))
+    with torch.no_grad():
+        for q in net.parameters():
+            q.copy_(q.sign() * q.abs().clamp_min(0.05))  # of which |w|^p can be changed by h
     scales = path_scales(net, p, input_shape=(1, 4, 4))
     assert list(scales) == [name for name, _ in net.named_parameters()]
     h = 1e-6

@@ -33,6 +33,10 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     if not x.ndim or 0 in x.shape:
         raise ValueError(f"x: must hold at least one sample, got shape {tuple(x.shape)}")
     weights = None if isinstance(model, nn.Module) else ly.matrices(model)
+    own = next(model.parameters(), x) if isinstance(model, nn.Module) else model[0]
+    for name, given in (("x", x), ("y", y)):
+        if isinstance(given, Tensor):
+            checks.located(given, own.device, name)
     try:
         with torch.no_grad():
             if isinstance(model, nn.Module):
@@ -170,8 +174,9 @@ def capacities(
         Which quantile of the margins is γ.
     factors
         Whether the factors that depend on depth and width alone are included, as the theory has them; the
-        published figures leave them out. :math:`h_i` is the number of units of layer i, outputs included; for a
-        convolution the number of its channels.
+        published figures leave them out. d is the number of layers with weights, and :math:`h_i` the number of units
+        of layer i, outputs included; for a convolution the number of its channels. The theory knows no skip
+        connections: here the layers of branch and shortcut all count, a shortcut without weights does not.
     input_shape
         Shape of one input; by default that of ``x``.
 

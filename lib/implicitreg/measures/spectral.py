@@ -95,11 +95,15 @@ def effective_rank(w: Tensor) -> Tensor:
     """
     checks.matrices(w, "w")
     sigma: Tensor = torch.linalg.svdvals(w)
-    largest = sigma[..., :1]
-    if not (largest > 0).all():
+    if not (sigma[..., 0] > 0).all():
         raise ValueError("w: the effective rank of a zero matrix is not defined")
+    return entropy_rank(sigma)
+
+
+def entropy_rank(sigma: Tensor) -> Tensor:
+    """Return the effective rank from singular values ``(..., r)``, largest first: NaN where all are 0."""
     # Dividing by the largest first keeps the sum of huge singular values from overflowing.
-    rho = sigma / largest
+    rho = sigma / sigma[..., :1]
     rho = rho / rho.sum(-1, keepdim=True)
     entropy: Tensor = torch.special.entr(rho).sum(-1)
     return entropy.exp()

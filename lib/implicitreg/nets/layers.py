@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +46,17 @@ _KINDS: dict[type[nn.Module], int] = {
     nn.Dropout1d: POINTWISE,
     nn.Dropout2d: POINTWISE,
     nn.Dropout3d: POINTWISE,
+    Residual: BRANCH,
 }
 SUPPORTED = (
     "Sequential, Linear, Conv1d/2d/3d, ReLU, average and max pooling (adaptive too), BatchNorm1d/2d/3d, Flatten, "
-    "Dropout and Identity"
+    "Dropout, Identity and implicitreg.nets.Residual"
 )
 
 
 PIECEWISE_LINEAR: Mapping[type[nn.Module], int] = {
     **{layer: kind for layer, kind in _KINDS.items() if kind != MAXIMUM},
     nn.LeakyReLU: LEAKY,
-    Residual: BRANCH,
 }
 """Layers whose output, along a line, bends where one of their inputs changes its sign, and nowhere else."""
 
@@ -255,6 +255,48 @@ def layers(
     return found
 
 
+State = TypeVar("State")
+
+
+def followed(
+    found: Sequence[Layer],
+    state: State,
+    through: Callable[[Layer, State], State],
+    joined: Callable[[Layer, State, State], State],
+) -> State:
+    """Carry a state through the layers, along both paths where a skip connection parts them.
+
+    Parameters
+    ----------
+    found
+        The layers.
+    state
+        What enters the network; it must not be changed in place.
+    through
+        Returns what a layer makes of a state.
+    joined
+        Returns what becomes of the states behind a branch and behind its shortcut.
+
+    Returns
+    -------
+    State
+        What leaves the network.
+    """
+    beside: list[State] = []
+    for layer in found:
+        kind = layer.kind
+        if kind < BRANCH:
+            state = through(layer, state)
+        elif kind == BRANCH:
+            beside.append(state)
+        elif kind == SHORTCUT:
+            # What the branch made waits while its input goes through the shortcut.
+            beside[-1], state = state, beside[-1]
+        else:
+            state = joined(layer, beside.pop(), state)
+    return state
+
+
 def matrices(network: Sequence[Tensor], name: str = "model") -> list[Tensor]:
     """Return ``network`` as a list if it is a sequence of weight matrices that fit each other.
 
@@ -335,7 +377,7 @@ def input_dimensions(found: Sequence[Layer], input_shape: Sequence[int] | None) 
             return (layer.weight.shape[-1],)
         if layer.kind == BATCH_NORM and isinstance(layer.module, nn.BatchNorm1d) and layer.weight is not None:
             return (layer.weight.shape[0],)
-        if layer.kind not in (FLATTEN, POINTWISE):
+        if layer.kind not in (FLATTEN, POINTWISE, BRANCH, SHORTCUT, JOIN):
             raise ValueError(
                 f"input_shape: is needed, because the first layer {type(layer.module).__name__} does not tell it; "
                 "give it without the batch dimension, such as (1, 8, 8)"

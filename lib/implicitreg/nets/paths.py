@@ -23,7 +23,8 @@ def path_sum(
               = \mathbf 1^\top |W_d|^{\circ p} \cdots |W_1|^{\circ p}\, \mathbf 1.
 
     One forward pass on an input of ones with every weight replaced by :math:`|w|^p`. It may under- or overflow;
-    `log_path_sum` does not.
+    `log_path_sum` does not. A skip connection adds the paths of its shortcut to those of its branch; where it passes
+    on the input itself, these are edges of weight 1.
 
     Parameters
     ----------
@@ -70,22 +71,38 @@ def _total(network: ly.Network, power: Power, p: float, input_shape: Sequence[in
     if isinstance(network, ReLURecurrent):
         return _unrolled(network, power)
     found = ly.layers(network)
-    a = None
+    start = None
     if found[0].kind != ly.LINEAR or input_shape is not None:
         shape = ly.input_dimensions(found, input_shape)
         if found[0].kind != ly.LINEAR:
-            a = _ones(found, (1, *shape))
+            start = _ones(found, (1, *shape))
     blamed = "model" if input_shape is None else "input_shape"
-    for layer in found:
+
+    def through(layer: ly.Layer, a: Tensor | None) -> Tensor | None:
         kind, _, _, weight, b = layer
         if kind == ly.POINTWISE:
-            continue
+            return a
         # The first linear layer sees ones: its rows are summed.
         a = power(weight).sum(-1) if a is None else _through(layer, a, power, p, blamed)  # type: ignore[arg-type]
-        if bias and b is not None:
-            a = a + _edges(layer, power(b), a)
+        return a + _edges(layer, power(b), a) if bias and b is not None else a
+
+    def joined(layer: ly.Layer, a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        assert a is not None
+        assert b is not None
+        return _sum(layer, a, b, blamed)
+
+    a = ly.followed(found, start, through, joined)
     assert a is not None
     return a.sum() if isinstance(network, nn.Module) else a.sum(-1)
+
+
+def _sum(layer: ly.Layer, a: Tensor, b: Tensor, blamed: str) -> Tensor:
+    """Return the sums of the paths that end in each unit where a skip connection ends."""
+    if a.ndim != b.ndim:  # one of them without its batch dimension
+        a, b = (each[None] if each.ndim == 1 else each for each in (a, b))
+    if a.shape != b.shape:
+        raise ly.misfit(layer, a.shape[a.ndim > 1 :], blamed)
+    return a + b
 
 
 def _ones(found: Sequence[ly.Layer], shape: Sequence[int]) -> Tensor:
@@ -172,9 +189,10 @@ def log_path_sum(
         batched = not isinstance(network, nn.Module)
         shape = ly.input_dimensions(found, input_shape)
         blamed = "model" if input_shape is None else "input_shape"
-        a = _ones(found, shape if batched else (1, *shape))
-        dtype, a, log = a.dtype, a.double(), torch.zeros((), dtype=torch.float64, device=a.device)
-        for layer in found:
+        ones = _ones(found, shape if batched else (1, *shape))
+
+        def through(layer: ly.Layer, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            a, log = state
             if layer.weight is not None:
                 weight, shift = _normalised(layer.weight, 2 if batched else layer.weight.ndim)
                 layer, log = layer._replace(weight=weight), log + p * shift
@@ -184,7 +202,15 @@ def log_path_sum(
             if bias and layer.bias is not None:
                 edges, shift = _normalised(layer.bias, 1)
                 a, log = _joined(a, log, _edges(layer, power(edges), a), p * shift)
-        return (log + (a.sum(-1) if batched else a.sum()).log()).to(dtype)
+            return a, log
+
+        def joined(layer: ly.Layer, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            if one[0].shape != other[0].shape:
+                raise ly.misfit(layer, one[0].shape[1:], blamed)
+            return _joined(*one, *other)
+
+        a, log = ly.followed(found, (ones.double(), ones.new_zeros((), dtype=torch.float64)), through, joined)
+        return (log + (a.sum(-1) if batched else a.sum()).log()).to(ones.dtype)
 
 
 def _normalised(w: Tensor, dims: int) -> tuple[Tensor, Tensor]:

@@ -205,8 +205,8 @@ def rescale_nodes(model: ly.Network, generator: torch.Generator, *, scale: float
     Raises
     ------
     TypeError
-        A layer is not supported, parametrised or used twice, or takes in channels that no full Flatten made into its
-        inputs; or ``generator`` is no `torch.Generator`.
+        A layer is not supported, parametrised or used twice, adds units to others, or takes in channels that no full
+        Flatten made into its inputs; or ``generator`` is no `torch.Generator`.
     ValueError
         ``scale`` is not > 0, or layers do not fit each other.
 
@@ -293,6 +293,8 @@ def _check_units(model: nn.Module) -> None:
                 what = "blocks"
         elif kind in (ly.AVERAGE, ly.MAXIMUM) and flat:
             wrong = "pools different units"
+        elif kind == ly.BRANCH:
+            wrong = "adds its units to others"
         if wrong:
             raise TypeError(f"model: {type(m).__name__} (at {name!r}) {wrong}, which cannot be rescaled apart")
         flat = flat or kind in (ly.LINEAR, ly.FLATTEN)
