@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,8 @@ PER_UNIT_LENGTH = True
 _GAP_DEVIATIONS = ("rms", "centered", "full")
 _DEFLECTIONS = ("rms", "end", "max", "maxchord", "bridge", "full", "sag")
 _SUPPORTED = (
-    "Sequential, Linear, Conv1d/2d/3d, ReLU, LeakyReLU, average pooling (adaptive too), BatchNorm1d/2d/3d, Flatten, "
-    "Dropout, Identity and implicitreg.nets.Residual; maximum pooling has breakpoints of its own and is not"
+    "Sequential, Linear, Conv1d/2d/3d, ReLU, LeakyReLU, average and max pooling (adaptive too), BatchNorm1d/2d/3d, "
+    "Flatten, Dropout, Identity and implicitreg.nets.Residual"
 )
 
 # Breakpoints closer than this are one: units that are copies of each other differ by rounding errors.
@@ -34,6 +34,14 @@ _TOGETHER = 2.0**-40
 
 # Numbers that the rows of one program hold in a layer: as much as a core's cache takes in.
 _WORKING_SET = 2**19
+
+_MAX_POOLS = (
+    (nn.MaxPool1d, nn.AdaptiveMaxPool1d),
+    (nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+    (nn.MaxPool3d, nn.AdaptiveMaxPool3d),
+)
+
+_Watch: TypeAlias = Callable[[ly.Layer, Tensor, Tensor], None]
 
 # How many more segments may follow at once: the first ones may have had fewer breakpoints than those that come.
 _GROWTH = 32
@@ -52,11 +60,12 @@ class SegmentProfile:
     t
         Breakpoints, sorted, distinct, in (0, 1): shape ``(N,)``.
     layer
-        Which non-linearity the unit that switches belongs to, counted from 0: shape ``(N,)``.
+        Which non-linearity the unit that switches belongs to, counted from 0: shape ``(N,)``. Max poolings count.
     unit
-        Its index among the (flattened) units of that layer, shape ``(N,)``.
+        Its index among the (flattened) units of that layer, shape ``(N,)``; those of a max pooling are its outputs.
     sign
-        1 where it is switched on, -1 where it is switched off, shape ``(N,)``.
+        1 where it is switched on, -1 where it is switched off, 0 where the maximum passes to another input, shape
+        ``(N,)``.
     switches
         Number of units that switch at the breakpoint, shape ``(N,)``: 1, or more where several do, such as copies
         of each other; their gaps are added, and ``layer``, ``unit`` and ``sign`` are those of the first.
@@ -408,7 +417,8 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     r"""Return where a network bends between two inputs, and by how much: exactly, not on a grid.
 
     Along :math:`x_t = (1 - t)\,x_0 + t\,x_1` the outputs of a piecewise linear network are piecewise linear. At a
-    breakpoint one unit i of some layer changes its sign, and the gradient jumps by the *gradient gap*
+    breakpoint one unit i of some layer changes its sign, or the maximum of a window of a max pooling passes to another
+    input, and the gradient jumps. At a unit it does so by the *gradient gap*
 
     .. math:: g = u^\top \big(\nabla f(x_{t^+}) - \nabla f(x_{t^-})\big) = a_i\,|u^\top \nabla z_i|,
 
@@ -418,9 +428,9 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     Parameters
     ----------
     model
-        A module built of Linear, convolutions, ReLU, LeakyReLU, average pooling, batch norm, dropout, Flatten,
-        Identity, Sequential and `implicitreg.nets.Residual`, or weight matrices of a ReLU network without biases. It
-        is not changed, taken as in evaluation mode, and computed in float64 whatever its dtype.
+        A module built of Linear, convolutions, ReLU, LeakyReLU, average and max pooling, batch norm, dropout,
+        Flatten, Identity, Sequential and `implicitreg.nets.Residual`, or weight matrices of a ReLU network without
+        biases. It is not changed, taken as in evaluation mode, and computed in float64 whatever its dtype.
     x0, x1
         The ends, shape ``(d,)``, or the shape of one input such as ``(1, 8, 8)``.
     gradients
@@ -433,7 +443,7 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     Raises
     ------
     TypeError
-        A layer is not supported (the message names it; maximum pooling is one), or an end is no tensor of dtype
+        A layer is not supported (the message names it), or an end is no tensor of dtype
         float32 or float64.
     ValueError
         Ends of different or wrong shapes, numbers that are not finite or leave the range of float64, or weights of
@@ -442,13 +452,15 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     Notes
     -----
     Layer by layer, the pre-activations at all breakpoints of the layers below are linear in between, so that their
-    sign changes give the breakpoints of this layer. Cost: two products of matrices a layer, of as many rows as there
-    are breakpoints below.
+    sign changes give the breakpoints of this layer. Under a max pooling, so does the upper envelope of each window;
+    its breakpoints are the kinks of the maximum. Cost: two products of matrices a layer, of as many rows as there are
+    breakpoints below.
 
     A unit whose pre-activation vanishes on a whole piece is off there; where rounding errors are left of it, their
-    sign changes are listed, with gaps of their size. A sign change within 1e-12 of another breakpoint is put there,
-    and one within 1e-12 of an end is none. Equal ends have one piece of slope 0. Gaps are differences of slopes, and
-    share their rounding errors: a few 1e-15 of the largest one.
+    sign changes are listed, with gaps of their size. Inputs of a window that differ by less than 1e-12 of its largest
+    number count as equal. A breakpoint within 1e-12 of another one is put there, and one within 1e-12 of an end is
+    none. Equal ends have one piece of slope 0. Gaps are differences of slopes, and share their rounding errors: a few
+    1e-15 of the largest one.
 
     The functional is reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
     Over-parameterized Neural Networks.
@@ -539,7 +551,8 @@ def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
 
     Notes
     -----
-    Where a pre-activation is 0, its unit counts as off. Cost: one pass forward, and one backward for each output.
+    Where a pre-activation is 0, its unit counts as off; of several maxima of a window, the first counts. Cost: one
+    pass forward, and one backward for each output.
 
     Examples
     --------
@@ -559,11 +572,9 @@ class _Program:
 
     def __init__(self, model: ly.Network) -> None:
         found = ly.layers(model, ly.PIECEWISE_LINEAR, _SUPPORTED, torch.float64)
-        for layer in found:
-            if layer.kind == ly.MAXIMUM:
-                kind = type(layer.module).__name__
-                raise TypeError(f"model: unsupported layer {kind} (at {layer.name!r}); supported are {_SUPPORTED}")
         ly.finite(model)
+        self.name = ""
+        """Of the argument that the inputs come from, for messages."""
         self.networks: int | None = None
         self.each = 1
         """Number of inputs that each of several networks has."""
@@ -607,6 +618,7 @@ class _Program:
                 shape = f"(n, {'...' if d is None else d})" + (f" or ({networks[0]}, n, {d})" if networks else "")
             raise ValueError(f"{name}: must have shape {shape}, got {tuple(x.shape)}")
         self.each = table.shape[n]
+        self.name = self.name or name
         return table.detach().flatten(0, n).to(self.device, torch.float64)
 
     def affine(self, layer: ly.Layer, table: Tensor, segment: Tensor) -> Tensor:
@@ -639,7 +651,7 @@ class _Program:
                     after = layer.module.forward(flat)
                 after = after.reshape(*tables, *after.shape[1:])
         except (RuntimeError, IndexError, ValueError):
-            raise ly.misfit(layer, table.shape[2:], "x0") from None
+            raise ly.misfit(layer, table.shape[2:], self.name) from None
         if bias is not None:
             after[0] += bias
         return after
@@ -670,10 +682,12 @@ class _Program:
             elif layer.kind == ly.JOIN:
                 other = rows.skips.pop()
                 if other.shape != rows.table.shape:
-                    raise ly.misfit(layer, rows.table.shape[2:], "x0")
+                    raise ly.misfit(layer, rows.table.shape[2:], self.name)
                 rows.table = rows.table + other
             elif layer.kind in (ly.POINTWISE, ly.LEAKY):
                 rows.bend(_below(layer))
+            elif layer.kind == ly.MAXIMUM:
+                rows.pool(layer, self._windows(layer, rows.table))
             else:
                 rows.table = self.affine(layer, rows.table, rows.segment)
                 rows.held = max(rows.held, rows.table[0].numel())
@@ -685,30 +699,56 @@ class _Program:
             raise ValueError("model: outputs or slopes between x0 and x1 exceed the range of float64")
         return rows
 
-    def gradients(self, x: Tensor, segment: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
-        """Return the gradients of the outputs at inputs ``(rows, ...)``: ``(rows, k, d)``.
+    def through(
+        self, table: Tensor, segment: Tensor, masks: Sequence[Tensor] = (), watch: _Watch | None = None
+    ) -> Tensor:
+        """Return what tables ``(..., rows, units)`` are behind the last layer: values, and whatever is linear in them.
 
-        ``masks`` tell which units are on; without them, those whose pre-activation is positive.
+        ``masks`` tell which units are on, and which input is a maximum; without them, the values do, and ``watch`` is
+        told both.
         """
         known = iter(masks)
+        skips = []
+        for layer in self.layers:
+            if layer.kind == ly.BRANCH:
+                skips.append(table)
+            elif layer.kind == ly.SHORTCUT:
+                skips[-1], table = table, skips[-1]
+            elif layer.kind == ly.JOIN:
+                table = table + skips.pop()
+            elif layer.kind in (ly.POINTWISE, ly.LEAKY, ly.MAXIMUM):
+                z = table[0]
+                if masks:
+                    which = next(known)
+                elif layer.kind == ly.MAXIMUM:
+                    self._windows(layer, table)
+                    which = _maxima(layer, z)
+                else:
+                    which = z > 0
+                if watch is not None:
+                    watch(layer, z, which)
+                if layer.kind == ly.MAXIMUM:
+                    table = _picked(layer, table, which)
+                else:
+                    table = torch.where(which.reshape(z.shape), table, _below(layer) * table)
+            else:
+                table = self.affine(layer, table, segment)
+        return table
+
+    def gradients(self, x: Tensor, segment: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Return the gradients of the outputs at inputs ``(rows, ...)``: ``(rows, k, d)``; ``masks`` as above."""
         with torch.enable_grad():
             x = x.clone().requires_grad_()
-            skips = []
-            a = x[None]
-            for layer in self.layers:
-                if layer.kind == ly.BRANCH:
-                    skips.append(a)
-                elif layer.kind == ly.SHORTCUT:
-                    skips[-1], a = a, skips[-1]
-                elif layer.kind == ly.JOIN:
-                    a = a + skips.pop()
-                elif layer.kind in (ly.POINTWISE, ly.LEAKY):
-                    on = next(known).reshape(a.shape) if masks else a > 0
-                    a = torch.where(on, a, _below(layer) * a)
-                else:
-                    a = self.affine(layer, a, segment)
-            each = [torch.autograd.grad(f.sum(), x, retain_graph=True)[0].flatten(1) for f in a[0].unbind(1)]
+            (f,) = self.through(x[None], segment, masks)
+            each = [torch.autograd.grad(one.sum(), x, retain_graph=True)[0].flatten(1) for one in f.unbind(1)]
         return torch.stack(each, 1)
+
+    def _windows(self, layer: ly.Layer, table: Tensor) -> Tensor:
+        """Return which inputs of a channel each output of a max pooling is the largest of: ``(outputs, inputs)``."""
+        try:
+            return _windows(layer, table)
+        except (RuntimeError, IndexError, ValueError):
+            raise ly.misfit(layer, table.shape[2:], self.name) from None
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
@@ -718,6 +758,89 @@ def _ordinary(tensor: Tensor) -> Tensor:
 def _below(layer: ly.Layer) -> float:
     """Return the slope of a non-linearity below 0."""
     return float(layer.module.negative_slope) if layer.kind == ly.LEAKY else 0.0
+
+
+def _space(layer: ly.Layer) -> int:
+    """Return over how many dimensions a max pooling goes."""
+    return next(n for n, kinds in enumerate(_MAX_POOLS, start=1) if isinstance(layer.module, kinds))
+
+
+def _maxima(layer: ly.Layer, z: Tensor) -> Tensor:
+    """Return where each window has its maximum, as an index into its channel: ``(rows, ..., outputs)``."""
+    m, n = layer.module, _space(layer)
+    if isinstance(m, _MAX_POOLS[n - 1][1]):
+        adaptive: Any = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[n - 1]
+        _, index = adaptive(z, m.output_size, return_indices=True)
+    else:
+        plain: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
+        _, index = plain(z, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
+    found: Tensor = index
+    return found
+
+
+def _picked(layer: ly.Layer, table: Tensor, index: Tensor) -> Tensor:
+    """Return the entries of tables ``(..., rows, ..., inputs)`` at indices into each row's channels."""
+    n = _space(layer)
+    flat = index.flatten(-n).expand(len(table), *[-1] * (index.ndim - n + 1))
+    return table.flatten(-n).gather(-1, flat).reshape(len(table), *index.shape)
+
+
+def _windows(layer: ly.Layer, table: Tensor) -> Tensor:
+    """Return the inputs of each window: ``(outputs, inputs)``, those in the padding replaced by others."""
+    m, n = layer.module, _space(layer)
+    if table.ndim - 2 not in (n, n + 1):
+        raise ValueError
+    sizes = table.shape[-n:]
+    after = _maxima(layer, table[0, :1]).shape[-n:]
+    index = torch.zeros(1, 1, dtype=torch.int64)
+    inside = torch.ones(1, 1, dtype=torch.bool)
+    for i, (size, count) in enumerate(zip(sizes, after, strict=True)):
+        output = torch.arange(count)
+        if isinstance(m, _MAX_POOLS[n - 1][1]):
+            start, stop = output * size // count, ((output + 1) * size + count - 1) // count
+            places = start[:, None] + torch.arange(int((stop - start).max()))
+            there = places < stop[:, None]
+        else:
+            width, stride, padding, dilation = (
+                each if isinstance(each, int) else each[i] for each in (m.kernel_size, m.stride, m.padding, m.dilation)
+            )
+            places = (output * stride - padding)[:, None] + torch.arange(width) * dilation
+            there = (places >= 0) & (places < size)
+        # Dimension by dimension, every window of those before with every one of this.
+        index = (index[:, None, :, None] * size + places[None, :, None, :]).flatten(2).flatten(0, 1)
+        inside = (inside[:, None, :, None] & there[None, :, None, :]).flatten(2).flatten(0, 1)
+    if not inside.any(1).all():
+        raise ValueError
+    first = index.gather(1, inside.long().argmax(1, keepdim=True))
+    return torch.where(inside, index, first).to(table.device)
+
+
+def _overtakings(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the largest of numbers changes that go from ``a`` to ``b``, ``(windows, numbers)``, on lines.
+
+    These are the kinks of upper envelopes: which window it is, and what share of the way, in order within a window.
+    """
+    # What differs by rounding errors, as inputs that are copies of each other do, is equal.
+    close = _TOGETHER * torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True)
+    top = b.amax(1, keepdim=True) - close
+    best = torch.where(a >= a.amax(1, keepdim=True) - close, b, -math.inf).argmax(1, keepdim=True)
+    window = torch.arange(len(a), device=a.device)
+    windows, shares = [], []
+    for _ in range(a.shape[1]):
+        some = (b.gather(1, best) < top)[:, 0]
+        if not some.any():
+            break
+        if not some.all():
+            window, a, b, best, top, close = (each[some] for each in (window, a, b, best, top, close))
+        # Who is first to overtake the largest; of several the one that is then fastest.
+        behind = a.gather(1, best) - a
+        gain = b - b.gather(1, best) + behind
+        share = torch.where(gain > close, behind / gain, math.inf)
+        soonest = share.amin(1, keepdim=True)
+        best = torch.where(share <= soonest, gain, -math.inf).argmax(1, keepdim=True)
+        windows.append(window)
+        shares.append(soonest[:, 0].clamp(0, 1))
+    return torch.cat(windows or [window[:0]]), torch.cat(shares or [a[:0, 0]])
 
 
 class _Rows:
@@ -792,6 +915,37 @@ class _Rows:
         self.depth += 1
         if self.masks is not None:
             self.masks.append(~off)
+
+    def pool(self, layer: ly.Layer, windows: Tensor) -> None:
+        """Apply a max pooling, after adding a row wherever the maximum of a window passes to another input."""
+        z = self.table[0]
+        # A window whose maximum is at the same input in two rows has it there in between.
+        index = _maxima(layer, z).flatten(1)
+        change = index[1:] != index[:-1]
+        change[self.lasts[:-1]] = False
+        row, unit = _places(change)
+        if len(row):
+            channel = unit.div(len(windows), rounding_mode="floor")
+            space = math.prod(z.shape[-_space(layer) :])
+            inputs = windows[unit - channel * len(windows)] + (channel * space)[:, None]
+            z = z.flatten(1)
+            which, share = _overtakings(z[row[:, None], inputs], z[row[:, None] + 1, inputs])
+            row, unit = row[which], unit[which]
+        if len(row):
+            t = torch.lerp(self.t[row], self.t[row + 1], share)
+            order = t.argsort()
+            order = order[row[order].argsort(stable=True)]
+            at, _ = self._insert(row[order], t[order], share[order])
+            switch = torch.stack([at, torch.full_like(at, self.depth), unit[order], torch.zeros_like(at)], 1)
+            self.switches = torch.cat([self.switches, switch])
+        # The maximum of a piece is the one in its middle, also where several are as large at its start.
+        z = self.table[0]
+        index = _maxima(layer, torch.cat([z[:-1] + z[1:], z[-1:]]))
+        index[self.lasts] = index[self.lasts - 1]
+        self.table = _picked(layer, self.table, index)
+        self.depth += 1
+        if self.masks is not None:
+            self.masks.append(index)
 
     def _insert(self, row: Tensor, t: Tensor, share: Tensor) -> tuple[Tensor, bool]:
         """Add rows at ``t``, sorted, ``share`` of the way from ``row`` to the next; return in which rows they are now.

@@ -55,10 +55,10 @@ SUPPORTED = (
 
 
 PIECEWISE_LINEAR: Mapping[type[nn.Module], int] = {
-    **{layer: kind for layer, kind in _KINDS.items() if kind != MAXIMUM},
+    **_KINDS,
     nn.LeakyReLU: LEAKY,
 }
-"""Layers whose output, along a line, bends where one of their inputs changes its sign, and nowhere else."""
+"""Layers whose output, along a line, bends where an input changes its sign or a maximum its place: nowhere else."""
 
 SHARED = "model: a layer that is used twice shares its weights, which is not supported here"
 
