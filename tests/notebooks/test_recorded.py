@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from implicitreg.claims import MIME, Evidence, Record, judge, judge_notebooks, load_all
+from implicitreg.claims import MIME, Evidence, Record, judge, judge_notebooks, load_all, load_chapters
+from implicitreg.reproduce.project import Project
+from implicitreg.reproduce.recording import complaints
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = {path.relative_to(ROOT / "book").with_suffix("").as_posix(): path for path in ROOT.glob("book/*/*.ipynb")}
 CONTENTS = {name: json.loads(path.read_text("utf-8")) for name, path in NOTEBOOKS.items()}
+CLAIMING = {folder for folder, file in load_chapters(ROOT / "book").items() if file.claims}
+CHAPTERS = [name for name in NOTEBOOKS if name.split("/")[0] in CLAIMING]
+HOW_TO = [name for name in NOTEBOOKS if name not in CHAPTERS]
 
 
 def code_cells(notebook):
@@ -32,8 +37,14 @@ def figures(notebook):
                 yield meta["name"], base64.b64decode(output["data"]["image/png"]), meta
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def markdown(notebook):
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+
+
+def test_every_notebook_is_one_that_the_commands_know():
+    assert CHAPTERS
+    assert HOW_TO
+    assert set(NOTEBOOKS) == set(Project.find(ROOT).notebooks)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -73,6 +84,10 @@ class TestRecorded:
             odd = {c for c in "".join(cell["source"]) if unicodedata.category(c) == "Cc"} - {"\n"}
             assert not odd, f"{cell['id']}: {odd}"
 
+    def test_nothing_tells_where_it_ran(self, name):
+        project = Project.find(ROOT)
+        assert list(complaints(CONTENTS[name], project)) == []
+
     def test_figures_say_what_was_found(self, name):
         for figure, _, meta in figures(CONTENTS[name]):
             assert any(c.isdigit() for c in meta["alt"]), f"{figure}: alt text without a measured number"
@@ -101,6 +116,16 @@ class TestRecorded:
             if {"band", "error bar"} & {series["kind"] for series in json.loads(meta["data"])}:
                 assert re.search(r"\b(bands?|error bars?|bars?|shaded|range)\b", meta["caption"]), figure
 
+    def test_definitions_and_theorems_have_labels(self, name):
+        text = "\n".join(markdown(CONTENTS[name]))
+        boxes = re.findall(r"^`{3,}\{prf:(?!proof|ref)\w+\}[^\n]*\n((?::[^\n]*\n)*)", text, re.MULTILINE)
+        for options in boxes:
+            assert ":label:" in options
+            assert ":nonumber:" not in options
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+class TestChapters:
     def test_exercises_have_hidden_solutions_that_were_run(self, name):
         """At least two; each solution has code that checks something and shows something."""
         wanted, found = [], {}
@@ -123,20 +148,37 @@ class TestRecorded:
             assert any(isinstance(node, ast.Assert) for node in nodes), f"{label}: nothing is checked"
             assert any(cell["outputs"] for cell in cells), f"{label}: nothing is shown"
 
-    def test_definitions_and_theorems_have_labels(self, name):
-        text = "\n".join("".join(c["source"]) for c in CONTENTS[name]["cells"] if c["cell_type"] == "markdown")
-        boxes = re.findall(r"^`{3,}\{prf:(?!proof|ref)\w+\}[^\n]*\n((?::[^\n]*\n)*)", text, re.MULTILINE)
-        for options in boxes:
-            assert ":label:" in options
-            assert ":nonumber:" not in options
-
     def test_it_opens_and_closes_like_the_others(self, name):
-        cells = ["".join(c["source"]) for c in CONTENTS[name]["cells"] if c["cell_type"] == "markdown"]
+        cells = markdown(CONTENTS[name])
         assert cells[0].startswith("# ")
         opening = "\n".join(cells[:2])
         assert 0 < opening.find("**Question.**") < opening.find("**Verdict.**")
         heads = re.findall(r"^## (.+)$", "\n".join(cells), re.MULTILINE)
         assert heads[-2:] == ["Try it yourself", "Exercises"]
+
+
+@pytest.mark.parametrize("name", HOW_TO)
+class TestHowTo:
+    def test_it_says_what_it_is_for(self, name):
+        cells = markdown(CONTENTS[name])
+        assert cells[0].startswith("# ")
+        assert 0 < cells[0].find("**You have** ") < cells[0].find("**You get** ")
+        heads = re.findall(r"^## (.+)$", "\n".join(cells), re.MULTILINE)
+        assert heads[-1] == "Next"
+
+    def test_it_records_nothing(self, name):
+        """Evidence for claims that no chapter states fails the build; those of a chapter belong on its own pages."""
+        outputs = [output for cell in code_cells(CONTENTS[name]) for output in cell["outputs"]]
+        assert not any(MIME in output.get("metadata", {}) for output in outputs)
+
+    def test_what_is_printed_is_there(self, name):
+        """A cell that calls ``print``, other than in a function it defines, has an output."""
+        for cell in code_cells(CONTENTS[name]):
+            body = ast.parse("".join(cell["source"])).body
+            run = [statement for statement in body if not isinstance(statement, (ast.FunctionDef, ast.ClassDef))]
+            calls = [node.func for statement in run for node in ast.walk(statement) if isinstance(node, ast.Call)]
+            if any(isinstance(called, ast.Name) and called.id == "print" for called in calls):
+                assert cell["outputs"], cell["id"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
