@@ -32,6 +32,7 @@ from implicitreg.measures.segment_laws import (
     foot_integral,
     nngp_kernel,
 )
+from implicitreg.measures.segment_samples import Estimate, SampledStraightness, sampled_straightness
 from implicitreg.measures.segments import (
     SegmentProfile,
     Straightness,
@@ -48,10 +49,12 @@ from implicitreg.nets.perceptron import rescale_nodes
 __all__ = [
     "CPRank",
     "Capacities",
+    "Estimate",
     "ExpectedSharpness",
     "GeometricComplexity",
     "LayerNorms",
     "RademacherComplexity",
+    "SampledStraightness",
     "SegmentProfile",
     "Straightness",
     "angle",
@@ -85,6 +88,7 @@ __all__ = [
     "rademacher_complexity",
     "reconstruction_error",
     "rescale_nodes",
+    "sampled_straightness",
     "schatten_norm",
     "segment_profile",
     "segment_profiles",

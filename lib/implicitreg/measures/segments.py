@@ -514,7 +514,7 @@ def _profiles(model: ly.Network, x0: Tensor, x1: Tensor, gradients: bool, single
     torch.empty(2**24, dtype=torch.uint8)
     # Gradients are not to be had of what was made in inference mode.
     with torch.inference_mode(False), torch.no_grad():
-        program = _Program(model)
+        program = Program(model)
         starts, stops = program.inputs(x0, "x0", single), program.inputs(x1, "x1", single)
         if x0.shape != x1.shape:
             raise ValueError(f"x1: must have the shape of x0, {tuple(x0.shape)}, got {tuple(x1.shape)}")
@@ -561,13 +561,17 @@ def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
     [-1.0, 1.0]
     """
     with torch.inference_mode(False), torch.no_grad():
-        program = _Program(model)
+        program = Program(model)
         inputs = program.inputs(x, "x")
         gradients = program.gradients(inputs, torch.arange(len(inputs), device=inputs.device))
     return gradients if program.networks is None else gradients.reshape(program.networks, -1, *gradients.shape[1:])
 
 
-class _Program:
+class TooManyRows(Exception):  # noqa: N818
+    """There are more breakpoints than were allowed for."""
+
+
+class Program:
     """What is done to the rows of a table of inputs, layer by layer."""
 
     def __init__(self, model: ly.Network) -> None:
@@ -594,8 +598,8 @@ class _Program:
         ]
         self.device = next(layer.weight.device for layer in self.layers if layer.weight is not None)
 
-    def inputs(self, x: Tensor, name: str, single: bool = False) -> Tensor:
-        """Return inputs, or a single one, as a table in float64 with a row for each network and input."""
+    def fitting(self, x: Tensor, name: str, single: bool = False) -> Tensor:
+        """Return inputs, or a single one, as a table with a row for each network and input."""
         checks.finite(checks.floating(x, name), name)
         if single and self.networks is not None:
             raise ValueError(f"model: must be one network, got weights of {self.networks}; segment_profiles takes them")
@@ -619,7 +623,11 @@ class _Program:
             raise ValueError(f"{name}: must have shape {shape}, got {tuple(x.shape)}")
         self.each = table.shape[n]
         self.name = self.name or name
-        return table.detach().flatten(0, n).to(self.device, torch.float64)
+        return table.detach().flatten(0, n)
+
+    def inputs(self, x: Tensor, name: str, single: bool = False) -> Tensor:
+        """Return the same in float64, on the device of the network."""
+        return self.fitting(x, name, single).to(self.device, torch.float64)
 
     def affine(self, layer: ly.Layer, table: Tensor, segment: Tensor) -> Tensor:
         """Return what a layer without a non-linearity makes of tables ``(..., rows, units)``; bias for the first."""
@@ -670,9 +678,15 @@ class _Program:
         after = padded.reshape(len(table), high - low, most, -1) @ weight[low:high].mT
         return after.flatten(1, 2).index_select(1, place)
 
-    def walk(self, x0: Tensor, x1: Tensor, first: int, gradients: bool) -> "_Rows":
-        """Find the breakpoints of some segments, the first of which is number ``first``."""
-        rows = _Rows(x0, x1, first, gradients)
+    def walk(self, x0: Tensor, x1: Tensor, first: int = 0, gradients: bool = False, limit: float = math.inf) -> "_Rows":
+        """Find the breakpoints of some segments, the first of which is number ``first``.
+
+        Raises
+        ------
+        TooManyRows
+            More than ``limit`` of them; nothing has been made for those.
+        """
+        rows = _Rows(x0, x1, first, gradients, limit)
         for layer in self.layers:
             if layer.kind == ly.BRANCH:
                 rows.skips.append(rows.table.clone())  # ReLUs work in place
@@ -680,10 +694,7 @@ class _Program:
                 # What the branch made waits while its input goes through the shortcut.
                 rows.skips[-1], rows.table = rows.table, rows.skips[-1]
             elif layer.kind == ly.JOIN:
-                other = rows.skips.pop()
-                if other.shape != rows.table.shape:
-                    raise ly.misfit(layer, rows.table.shape[2:], self.name)
-                rows.table = rows.table + other
+                rows.table = self._joined(layer, rows.skips.pop(), rows.table)
             elif layer.kind in (ly.POINTWISE, ly.LEAKY):
                 rows.bend(_below(layer))
             elif layer.kind == ly.MAXIMUM:
@@ -691,10 +702,7 @@ class _Program:
             else:
                 rows.table = self.affine(layer, rows.table, rows.segment)
                 rows.held = max(rows.held, rows.table[0].numel())
-        if rows.table.ndim != 3:
-            raise ValueError(
-                f"model: must have outputs of shape (n, k), got (n, {', '.join(map(str, rows.table.shape[2:]))})"
-            )
+        self._flat(rows.table)
         if not (torch.isfinite(rows.table).all() and torch.isfinite(rows.length).all()):
             raise ValueError("model: outputs or slopes between x0 and x1 exceed the range of float64")
         return rows
@@ -708,32 +716,25 @@ class _Program:
         told both.
         """
         known = iter(masks)
-        skips = []
-        for layer in self.layers:
-            if layer.kind == ly.BRANCH:
-                skips.append(table)
-            elif layer.kind == ly.SHORTCUT:
-                skips[-1], table = table, skips[-1]
-            elif layer.kind == ly.JOIN:
-                table = table + skips.pop()
-            elif layer.kind in (ly.POINTWISE, ly.LEAKY, ly.MAXIMUM):
-                z = table[0]
-                if masks:
-                    which = next(known)
-                elif layer.kind == ly.MAXIMUM:
-                    self._windows(layer, table)
-                    which = _maxima(layer, z)
-                else:
-                    which = z > 0
-                if watch is not None:
-                    watch(layer, z, which)
-                if layer.kind == ly.MAXIMUM:
-                    table = _picked(layer, table, which)
-                else:
-                    table = torch.where(which.reshape(z.shape), table, _below(layer) * table)
+
+        def layer_by_layer(layer: ly.Layer, table: Tensor) -> Tensor:
+            if layer.kind not in (ly.POINTWISE, ly.LEAKY, ly.MAXIMUM):
+                return self.affine(layer, table, segment)
+            z = table[0]
+            if masks:
+                which = next(known)
+            elif layer.kind == ly.MAXIMUM:
+                self._windows(layer, table)
+                which = _maxima(layer, z)
             else:
-                table = self.affine(layer, table, segment)
-        return table
+                which = z > 0
+            if watch is not None:
+                watch(layer, z, which)
+            if layer.kind == ly.MAXIMUM:
+                return _picked(layer, table, which)
+            return torch.where(which.reshape(z.shape), table, _below(layer) * table)
+
+        return self._flat(ly.followed(self.layers, table, layer_by_layer, self._joined))
 
     def gradients(self, x: Tensor, segment: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """Return the gradients of the outputs at inputs ``(rows, ...)``: ``(rows, k, d)``; ``masks`` as above."""
@@ -742,6 +743,18 @@ class _Program:
             (f,) = self.through(x[None], segment, masks)
             each = [torch.autograd.grad(one.sum(), x, retain_graph=True)[0].flatten(1) for one in f.unbind(1)]
         return torch.stack(each, 1)
+
+    def _flat(self, table: Tensor) -> Tensor:
+        if table.ndim != 3:
+            raise ValueError(
+                f"model: must have outputs of shape (n, k), got (n, {', '.join(map(str, table.shape[2:]))})"
+            )
+        return table
+
+    def _joined(self, layer: ly.Layer, branch: Tensor, shortcut: Tensor) -> Tensor:
+        if branch.shape != shortcut.shape:
+            raise ly.misfit(layer, shortcut.shape[2:], self.name)
+        return shortcut + branch
 
     def _windows(self, layer: ly.Layer, table: Tensor) -> Tensor:
         """Return which inputs of a channel each output of a max pooling is the largest of: ``(outputs, inputs)``."""
@@ -783,6 +796,20 @@ def _picked(layer: ly.Layer, table: Tensor, index: Tensor) -> Tensor:
     n = _space(layer)
     flat = index.flatten(-n).expand(len(table), *[-1] * (index.ndim - n + 1))
     return table.flatten(-n).gather(-1, flat).reshape(len(table), *index.shape)
+
+
+def changes(layer: ly.Layer, z: Tensor, which: Tensor) -> int:
+    """Return how many units switch, once at least, between neighbouring rows of one segment.
+
+    ``z`` is what reaches the non-linearity, and ``which`` tells what is on there, or the maximum.
+    """
+    before, after = which[:-1], which[1:]
+    switch = before != after
+    if layer.kind == ly.MAXIMUM:
+        # Of several maxima only the first is known: what was less than the maximum has become it, and the other way.
+        for table, loser, winner in ((z[1:], before, after), (z[:-1], after, before)):
+            switch &= _picked(layer, table[None], loser)[0] < _picked(layer, table[None], winner)[0]
+    return int(switch.sum())
 
 
 def _windows(layer: ly.Layer, table: Tensor) -> Tensor:
@@ -850,7 +877,7 @@ class _Rows:
     values are linear on each piece.
     """
 
-    def __init__(self, x0: Tensor, x1: Tensor, first: int, keep: bool) -> None:
+    def __init__(self, x0: Tensor, x1: Tensor, first: int, keep: bool, limit: float = math.inf) -> None:
         p, device = len(x0), x0.device
         slope = x1 - x0
         # Scaled, so that squares do not leave the range of float64.
@@ -868,6 +895,7 @@ class _Rows:
         # Row, layer, unit and sign of each unit that switches.
         self.switches = torch.empty(0, 4, dtype=torch.int64, device=device)
         self.depth = 0
+        self.limit = limit
         self.held = self.table[0].numel()
 
     def bend(self, negative_slope: float) -> None:
@@ -958,6 +986,8 @@ class _Rows:
         new[1:] &= ~(inside[:-1] & (row[1:] == row[:-1]) & (t[1:] - t[:-1] <= _TOGETHER))
         apart = bool(new.all())
         below, share = (row, share) if apart else (row[new], share[new])
+        if len(self.t) + len(below) > self.limit:
+            raise TooManyRows
         counts = torch.bincount(below, minlength=len(self.t))
         moved = torch.arange(len(self.t), device=t.device) + counts.cumsum(0) - counts
         places = below + 1 + torch.arange(len(below), device=t.device)
@@ -979,7 +1009,7 @@ class _Rows:
             self.held = max(self.held, self.table[0].numel())
         return at, apart
 
-    def profiles(self, program: _Program, x0: Tensor, x1: Tensor) -> list[SegmentProfile]:
+    def profiles(self, program: Program, x0: Tensor, x1: Tensor) -> list[SegmentProfile]:
         """Return what has been found, a segment at a time."""
         values, slopes = self.table
         own = self.segment - self.segment[0]
