@@ -12,11 +12,11 @@ from implicitreg import checks
 from implicitreg.measures import segments
 from implicitreg.nets import layers as ly
 
-BUDGET = 2**22
+BUDGET = 3 * 2**20
 """Units of the network times places where they are evaluated, a pair."""
 
 # Places a pair where the slope is taken, and breakpoints that a part should have.
-_SLOPES = 4
+_SLOPES = 2
 _BREAKPOINTS = 8
 
 # Numbers that a table may hold: 256 MiB for values and slopes.
@@ -136,7 +136,9 @@ def sampled_straightness(
             raise ValueError(f"model: must be one network, got weights of {program.networks}")
         first, second = _pairs(program, x, generator, pairs)
         places = _stratified(generator, pairs, _SLOPES)
-        each = [_measured(program, *ends, t, budget, generator) for *ends, t in zip(first, second, places, strict=True)]
+        each = [
+            _measured(program, x0, x1, t, budget, generator) for x0, x1, t in zip(first, second, places, strict=True)
+        ]
     n, q, bent, chord = torch.tensor([found[:4] for found in each], dtype=torch.float64).T
     if not math.isfinite(float((n + q + bent + chord).sum())):
         raise ValueError("model: squares of slopes or gaps exceed the range of float64")

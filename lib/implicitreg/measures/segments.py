@@ -646,7 +646,10 @@ class Program:
                 if layer.kind == ly.CONV and layer.weight is not None:
                     if flat.ndim != layer.weight.ndim:  # one input without channels looks like channels without inputs
                         raise ValueError
-                    after = ly.convolve(layer, flat, layer.weight)
+                    # Written out for its windows the input is far larger: only for as many rows as the cache takes in.
+                    some = max(1, _WORKING_SET // (layer.weight[0].numel() * math.prod(flat.shape[2:])))
+                    parts = [ly.convolve(layer, part, layer.weight) for part in torch.split(flat, some)]
+                    after = torch.cat(parts) if len(parts) > 1 else parts[0]
                     if layer.bias is not None:
                         bias = layer.bias.reshape(-1, *[1] * (after.ndim - 2))
                 elif layer.kind == ly.BATCH_NORM and layer.weight is not None and layer.bias is not None:
