@@ -482,6 +482,17 @@ def test_a_new_chapter_reaches_the_pages_about_the_whole_book(edited):
     assert "6 claims: 2 reproduced 4 not run" in text_of(page(edited, "index"))
 
 
+def test_a_folder_that_claims_nothing_has_its_facts_and_no_verdicts(edited):
+    (edited / "index.md").write_text(INDEX.replace("rank/flow\n```", "rank/flow\nbook/how/step\n```"), "utf-8")
+    notebook(edited / "book/how/step.ipynb", v4.new_code_cell("1 + 1"))
+    (edited / "book/how/claims.yml").write_text("notebooks:\n  step: {seconds: {book: 7}}\n", "utf-8")
+    assert build(edited).code == 0
+    assert "3 claims: 2 reproduced 1 not run" in text_of(page(edited, "index"))
+    facts = text_of(re.search(r'<div class="page-facts.*?</div>', page(edited, "book/how/step"), re.DOTALL)[0])
+    assert "7 s to run" in facts
+    assert "run it: implicitreg reproduce how/step" in facts
+
+
 def test_reading_in_parallel_changes_nothing(book, tmp_path):
     # Sphinx reads in parallel from six documents on.
     more = {f"p{i}.md": f"---\norphan: true\n---\n# P{i}\n\n{{measured}}`rank.half`\n" for i in range(6)}
