@@ -362,6 +362,296 @@ def test_profiles_that_lie_are_caught():
         check_slopes(net, *ends, SegmentProfile(**values))
 
 
+# Max pooling
+
+
+POOLS = [
+    (nn.MaxPool1d(3), (2, 11)),
+    (nn.MaxPool1d(3, stride=2, padding=1, dilation=2, ceil_mode=True), (2, 11)),
+    (nn.MaxPool1d(4, stride=1), (1, 9)),
+    (nn.AdaptiveMaxPool1d(4), (2, 11)),
+    (nn.MaxPool2d(2), (2, 6, 7)),
+    (nn.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 6, 7)),
+    (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (3, 7, 6)),
+    (nn.AdaptiveMaxPool2d((3, None)), (2, 7, 4)),
+    (nn.AdaptiveMaxPool2d(1), (2, 4, 4)),
+    (nn.MaxPool3d(2, stride=1), (1, 3, 4, 3)),
+    (nn.MaxPool3d((1, 2, 3), stride=(1, 2, 2), padding=(0, 1, 1), ceil_mode=True), (2, 3, 4, 5)),
+    (nn.AdaptiveMaxPool3d((2, 1, 2)), (1, 3, 4, 3)),
+    (nn.MaxPool1d(1), (1, 5)),
+]
+
+
+def envelope(a, b):
+    """Return the kinks of t -> max_i (1 - t) a_i + t b_i in (0, 1), from all crossings of two lines."""
+    kinks = []
+    for i, j in itertools.combinations(range(len(a)), 2):
+        behind, gain = a[i] - a[j], (a[i] - a[j]) - (b[i] - b[j])
+        if gain != 0 and 0 < behind / gain < 1:
+            t = behind / gain
+            at = [(1 - t) * x + t * y for x, y in zip(a, b, strict=True)]
+            if at[i] >= max(at) - 1e-13:
+                kinks.append(t)
+    return sorted(kinks)
+
+
+def windows_of(pool, shape):
+    """Return which inputs each output of a pooling sees, from what moves it."""
+    n = math.prod(shape)
+    with torch.no_grad():
+        raised = pool(torch.zeros(1, *shape) + 1e3 * torch.eye(n).reshape(n, *shape)).flatten(1)
+    return [column.nonzero()[:, 0].tolist() for column in raised.T]
+
+
+@pytest.mark.parametrize(("pool", "shape"), POOLS)
+def test_max_pooling_of_lines_is_their_upper_envelope(pool, shape):
+    """Padding is minus infinity: all numbers are negative."""
+    net = nn.Sequential(pool, nn.Flatten(), nn.Identity())
+    outputs = net(torch.zeros(1, *shape)).numel()
+    net.append(nn.Linear(outputs, outputs, bias=False).double())
+    nn.init.eye_(net[-1].weight)
+    windows = windows_of(pool, shape)
+    for seed in range(3):
+        x0, x1 = -normal(2, *shape, seed=seed).abs()
+        profile = segment_profile(net, x0, x1, gradients=True)
+        a, b = x0.flatten().tolist(), x1.flatten().tolist()
+        kinks = [envelope([a[i] for i in window], [b[i] for i in window]) for window in windows]
+        found = [[] for _ in windows]
+        for t, unit, switches in zip(profile.t.tolist(), profile.unit.tolist(), profile.switches.tolist(), strict=True):
+            if switches == 1:
+                found[unit].append(t)
+        everything = sorted(itertools.chain(*kinks))
+        assert profile.switches.sum() == len(everything)
+        torch.testing.assert_close(
+            profile.t.repeat_interleave(profile.switches),
+            torch.tensor(everything, dtype=torch.float64),
+            rtol=0,
+            atol=1e-13,
+        )
+        for ours, theirs in zip(found, kinks, strict=True):  # where windows share two inputs, only one is named
+            assert all(min(abs(t - s) for s in theirs) < 1e-13 for t in ours)
+        assert not profile.sign.any()
+        assert not profile.layer.any()
+        assert (profile.gaps >= -1e-13).all()  # a maximum is convex
+        assert (profile.gaps.amax(1) > 1e-9).all()  # and every one of its kinks is seen
+        check_slopes(net, x0, x1, profile)
+        check_sums(net, x0, x1, profile)
+        slopes = profile.gradients @ (x1 - x0).flatten() / profile.length
+        torch.testing.assert_close(slopes, profile.slopes, rtol=0, atol=1e-13)
+    assert len(profile) or pool.__dict__.get("kernel_size") == 1
+
+
+def test_a_window_of_many_lines():
+    """Tangents of a parabola are all seen, each at its place; of random lines few are."""
+    slope = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    net = nn.Sequential(nn.MaxPool1d(41), nn.Flatten(), nn.Linear(1, 1, bias=False).double())
+    nn.init.ones_(net[2].weight)
+    order = torch.randperm(41, generator=generator())
+    tangents = torch.stack([-slope.square() / 2 - slope, -slope.square() / 2 + slope])[:, order][:, None]
+    profile = segment_profile(net, *tangents)
+    # Tangents at neighbouring places cross in the middle: x = 2 t - 1.
+    torch.testing.assert_close(2 * profile.t - 1, (slope[1:] + slope[:-1]) / 2, rtol=0, atol=1e-13)
+    torch.testing.assert_close(profile.gaps[:, 0] * profile.length, 2 * slope.diff(), rtol=0, atol=1e-12)
+    # Lines through one point: only the last to overtake is ever the maximum.
+    fan = torch.stack([-slope, slope])[:, order][:, None]
+    profile = segment_profile(net, *fan)
+    assert len(profile) == 1
+    torch.testing.assert_close(profile.t, torch.tensor([0.5]).double(), rtol=0, atol=1e-15)
+    assert math.isclose(profile.gaps.item() * profile.length, 4, rel_tol=1e-12)
+
+
+def pooling(seed=0):
+    """Max pooling before and behind units, overlapping, in a residual branch, behind another one."""
+    branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        Residual(branch),
+        nn.MaxPool2d(2),
+        nn.LeakyReLU(0.1),
+        nn.AdaptiveMaxPool2d((2, 1)),
+        nn.Flatten(),
+        nn.Linear(8, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    ).double()
+    return he_normal_(net, generator(seed), bias_std=0.1).eval()
+
+
+def test_networks_with_max_pooling():
+    for seed in range(4):
+        net = pooling(seed)
+        x0, x1 = normal(2, 2, 8, 7, seed=seed)
+        profile = segment_profile(net, x0, x1, gradients=True)
+        check_slopes(net, x0, x1, profile)
+        check_sums(net, x0, x1, profile)
+        assert set(profile.layer.tolist()) >= {0, 1, 2, 3, 4}
+        assert (profile.sign == 0).sum() > 20
+        torch.testing.assert_close(
+            profile.gradients @ (x1 - x0).flatten() / profile.length, profile.slopes, rtol=0, atol=1e-12
+        )
+        # On a grid the output is straight but where there is a breakpoint, and there it bends by the gap.
+        points = 20_001
+        t = torch.linspace(0, 1, points, dtype=torch.float64)[:, None, None, None]
+        with torch.no_grad():
+            bend = net(torch.lerp(x0, x1, t)).diff(n=2, dim=0) * (points - 1)
+        cell = (profile.t * (points - 1)).long()
+        near = torch.zeros(points - 1, dtype=torch.bool)
+        near[cell] = True
+        assert bend[~(near[:-1] | near[1:])].abs().max() < 1e-9
+        alone = (cell.diff(prepend=cell[:1] - 9) > 1) & (cell.diff(append=cell[-1:] + 9) > 1)
+        alone &= (cell > 0) & (cell < points - 2)
+        cell, gaps = cell[alone], profile.gaps[alone] * profile.length
+        torch.testing.assert_close(bend[cell - 1] + bend[cell], gaps, rtol=0, atol=1e-9)
+        assert (gaps.abs().amax(1) > 1e-3).sum() > 20
+
+
+def test_batches_with_max_pooling_are_single_calls():
+    net = pooling()
+    x0, x1 = normal(2, 6, 2, 8, 7)
+    x1[2] = x0[2]
+    for profile, *ends in zip(segment_profiles(net, x0, x1, gradients=True), x0, x1, strict=True):
+        single = segment_profile(net, *ends, gradients=True)
+        same(profile, single, 1e-13)
+        torch.testing.assert_close(profile.gradients, single.gradients, rtol=0, atol=1e-12)
+    p, q = segment_profile(net, x0[0], x1[0]), segment_profile(net, x1[0], x0[0])
+    torch.testing.assert_close(1 - q.t.flip(0), p.t, rtol=0, atol=1e-13)
+    torch.testing.assert_close(q.gaps.flip(0), p.gaps, rtol=0, atol=1e-12)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda each: net(each[None])[0]))(x0)
+    torch.testing.assert_close(input_gradients(net, x0), jacobians.flatten(2), rtol=0, atol=1e-12)
+
+
+def visible(profile):
+    """Return places and gaps of the breakpoints that the output sees."""
+    seen = profile.gaps.abs().amax(1) > 1e-9
+    return profile.t[seen], profile.gaps[seen]
+
+
+def test_the_order_of_inputs_in_a_window_does_not_matter():
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.MaxPool1d(5), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).double()
+    he_normal_(net, generator(), bias_std=0.1)
+    x0, x1 = normal(2, 2, 15)
+    order = torch.cat([5 * i + torch.randperm(5, generator=generator(i)) for i in range(3)])
+    profile = segment_profile(net, x0, x1)
+    same(segment_profile(net, x0[:, order], x1[:, order]), profile)
+    assert (profile.layer == 0).sum() > 10
+
+
+def test_rectifier_and_maximum_change_places():
+    for seed in range(4):
+        x0, x1 = normal(2, 2, 15, seed=seed)
+        parts = nn.Conv1d(2, 4, 1), nn.ReLU(), nn.MaxPool1d(3, 2, 1), nn.Flatten(), nn.Linear(32, 3)
+        before = he_normal_(nn.Sequential(*parts).double(), generator(seed), bias_std=0.1)
+        behind = nn.Sequential(*(parts[i] for i in (0, 2, 1, 3, 4)))
+        profiles = [segment_profile(net, x0, x1) for net in (before, behind)]
+        for found in zip(*map(visible, profiles), strict=True):
+            torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+        assert len(visible(profiles[0])[0]) > 20
+
+
+def test_a_unit_is_the_maximum_with_0():
+    for seed in range(4):
+        net, ends = mlp(6, 12, 12, 3, seed=seed), normal(2, 6, seed=seed)
+        parts = []
+        for part in net:
+            if isinstance(part, nn.ReLU):
+                parts.append(nn.MaxPool1d(2))
+            elif part is not net[-1]:
+                wide = nn.Linear(part.in_features, 24).double()
+                with torch.no_grad():
+                    wide.weight.zero_()[1::2] = part.weight
+                    wide.bias.zero_()[1::2] = part.bias
+                parts.append(wide)
+            else:
+                parts.append(part)
+        p, q = segment_profile(net, *ends), segment_profile(nn.Sequential(*parts), *ends)
+        for name in ("layer", "unit", "switches"):
+            assert torch.equal(getattr(p, name), getattr(q, name))
+        torch.testing.assert_close(q.t, p.t, rtol=0, atol=1e-13)
+        for name in ("slopes", "gaps", "outputs", "ends"):
+            torch.testing.assert_close(getattr(q, name), getattr(p, name), rtol=0, atol=1e-12)
+        assert not q.sign.any()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-15])
+def test_copies_in_a_window_are_one(factor):
+    """Exact ones, and those that differ by rounding errors, as where an image is constant."""
+    x0, x1 = normal(2, 2, 12)
+    x0[:, 8:] = x1[:, 8:] = 0
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.MaxPool1d(4), nn.Flatten(), nn.Linear(12, 3)).double()
+    he_normal_(net, generator(), bias_std=0.1)
+    profile = segment_profile(net, x0, x1)
+    assert ((profile.unit % 3) < 2).all()  # in the last windows all is equal
+    wide = nn.Sequential(net[0], nn.MaxPool1d(8), *net[2:])
+    double = torch.stack([x0, x1]).repeat_interleave(2, -1)
+    double[..., 1::2] *= factor
+    copies = segment_profile(wide, *double)
+    for name in ("layer", "unit", "sign", "switches"):
+        assert torch.equal(getattr(copies, name), getattr(profile, name))
+    torch.testing.assert_close(copies.t, profile.t, rtol=0, atol=1e-13)
+    torch.testing.assert_close(copies.slopes * copies.length, profile.slopes * profile.length, rtol=0, atol=1e-12)
+
+
+def test_ties_at_the_ends_and_at_units_that_are_off():
+    net = nn.Sequential(nn.MaxPool1d(3), nn.Linear(1, 1, bias=False).double())
+    nn.init.ones_(net[1].weight)
+    zero, other = torch.zeros(3).double(), torch.tensor([1.0, 2.0, -1.0]).double()
+    for ends, slope in (((zero, other), 2), ((other, zero), -2), ((zero, -other), 1)):
+        profile = segment_profile(net, *ends, gradients=True)
+        assert len(profile) == 0
+        assert math.isclose(profile.slopes.item() * profile.length, slope)
+        torch.testing.assert_close(profile.gradients[0] @ (ends[1] - ends[0]), torch.tensor([slope]).double())
+    # All off, then the second on, then the third on and above it: no breakpoint where an input is 0 with others.
+    net = nn.Sequential(nn.ReLU(), *net)
+    profile = segment_profile(net, torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-0.5, 1.0, 2.0]))
+    torch.testing.assert_close(profile.t, torch.tensor([0.5, 0.5 + 0.0]).double()[:1])
+    assert profile.switches.item() == 2
+    profile = segment_profile(net, torch.tensor([-1.0, -1.0, -4.0]), torch.tensor([-0.5, 1.0, 2.0]))
+    torch.testing.assert_close(profile.t, torch.tensor([1 / 2, 2 / 3, 3 / 4]).double())
+    assert profile.layer.tolist() == [0, 0, 1]
+    assert profile.sign.tolist() == [1, 1, 0]
+    torch.testing.assert_close(profile.slopes[:, 0] * profile.length, torch.tensor([0, 2, 2, 6]).double())
+
+
+def check_max_pooling():
+    for case in POOLS:
+        test_max_pooling_of_lines_is_their_upper_envelope(*case)
+    test_a_window_of_many_lines()
+    test_batches_with_max_pooling_are_single_calls()
+    test_ties_at_the_ends_and_at_units_that_are_off()
+
+
+@pytest.mark.parametrize(
+    ("method", "right", "wrong"),
+    [
+        ("_overtakings", "torch.where(share <= soonest, gain, -math.inf)", "torch.where(share >= 0, gain, -math.inf)"),
+        ("_overtakings", "behind / gain, math.inf", "(behind / gain).clamp(0, 0.5), math.inf"),
+        ("_overtakings", "for _ in range(a.shape[1])", "for _ in range(1)"),
+        ("_overtakings", "close, b, -math.inf).argmax", "close, -b, -math.inf).argmax"),
+        ("_windows", "(output * stride - padding)", "(output * stride)"),
+        ("_windows", "* dilation", "* 1"),
+        ("_windows", "torch.where(inside, index, first)", "index.clamp_min(0)"),
+        ("_windows", "output * size // count, (", "output * (size // count), ("),
+        ("pool", "torch.cat([z[:-1] + z[1:], z[-1:]])", "z"),
+        ("pool", "index[self.lasts] = index[self.lasts - 1]", "pass"),
+        ("pool", "index[1:] != index[:-1]", "index[1:] < index[:-1]"),
+        ("pool", "(channel * space)[:, None]", "0"),
+        ("pool", "torch.zeros_like(at)", "torch.ones_like(at)"),
+    ],
+)
+def test_mutants_of_max_pooling_are_caught(monkeypatch, method, right, wrong):
+    owner = module._Rows if method == "pool" else module
+    source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
+    assert right in source
+    namespace = vars(module).copy()
+    exec(source.replace(right, wrong), namespace)
+    monkeypatch.setattr(owner, method, namespace[method])
+    with pytest.raises((AssertionError, IndexError, RuntimeError, ValueError)):
+        check_max_pooling()
+
+
 # Dtypes, batches, ensembles, symmetries
 
 

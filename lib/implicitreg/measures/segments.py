@@ -964,7 +964,7 @@ class _Rows:
             row, unit = row[which], unit[which]
         if len(row):
             t = torch.lerp(self.t[row], self.t[row + 1], share)
-            order = t.argsort()
+            order = t.argsort(stable=True)  # windows that overlap have breakpoints in common
             order = order[row[order].argsort(stable=True)]
             at, _ = self._insert(row[order], t[order], share[order])
             switch = torch.stack([at, torch.full_like(at, self.depth), unit[order], torch.zeros_like(at)], 1)
