@@ -88,7 +88,8 @@ def modules(
     """Yield name, module and kind of every layer of a module, in order.
 
     A residual block, where ``kinds`` has it, is yielded before the layers of its branch (`BRANCH`), between these and
-    the layers of its shortcut, however few (`SHORTCUT`), and after those (`JOIN`).
+    the layers of its shortcut, however few (`SHORTCUT`), and after those (`JOIN`). A module with a forward of its own
+    is followed symbolically, in evaluation mode (`implicitreg.nets.tracing`); where it adds, there is a residual block.
 
     Raises
     ------
@@ -118,18 +119,43 @@ def modules(
                 else:
                     yield path, child, kind
     else:
+        kind = kind_of(network, kinds)
+        if kind is not None:
+            yield name, network, kind
+        elif built_in(network):
+            raise unsupported(network, name, supported)
+        else:
+            # Not at the top: it imports this module.
+            from implicitreg.nets.tracing import traced
+
+            yield from traced(network, name, kinds, supported)
+
+
+def kind_of(module: nn.Module, kinds: Mapping[type[nn.Module], int]) -> int | None:
+    """Return the kind of a module, which may be inherited, or None where it is not supported."""
+    kind = kinds.get(type(module))
+    if kind is None and not isinstance(module, LazyModuleMixin):  # a lazy one has no weights yet
         # A subclass that computes the same, such as a parametrised layer, is what it inherits from.
         for base, kind in kinds.items():
-            if isinstance(network, LazyModuleMixin):  # it has no weights yet
-                break
-            if kind != BRANCH and isinstance(network, base) and type(network).forward is base.forward:
-                yield name, network, kind
-                return
-        where = f" (at {name!r})" if name else ""
-        raise TypeError(
-            f"model: unsupported layer {type(network).__name__}{where}; supported are {supported}; "
-            "other modules must be written as a Sequential of these"
-        )
+            if kind != BRANCH and isinstance(module, base) and type(module).forward is base.forward:
+                return kind
+        return None
+    return kind
+
+
+def built_in(module: nn.Module) -> bool:
+    """Whether a module's class is one of torch's own, which is supported by name or not at all."""
+    return type(module).__module__.startswith("torch.") and not type(module).__module__.startswith("torch.fx.")
+
+
+def unsupported(module: nn.Module, name: str, supported: str, reason: str = "") -> TypeError:
+    """Return the error that says that a layer is not supported, where it is, and why."""
+    where = f" (at {name!r})" if name else ""
+    because = f": {reason}" if reason else ""
+    return TypeError(
+        f"model: unsupported layer {type(module).__name__}{where}{because}; supported are {supported}; "
+        "the forward of other modules may call these, the functions that do the same, and add"
+    )
 
 
 @contextmanager
@@ -243,6 +269,9 @@ def layers(
         elif kind != POINTWISE or isinstance(module, nn.ReLU):
             if kind == MAXIMUM and module.return_indices:
                 raise TypeError(f"model: return_indices=True of {name!r} is not supported")
+            last = found[-1] if found else None
+            if last is not None and last.kind == BRANCH and isinstance(last.module, Residual):
+                _own_memory(name, module)
             found.append(Layer(kind, name, module))
         if kind in (CONV, AVERAGE, MAXIMUM, FLATTEN, BRANCH, SHORTCUT, JOIN):
             units = None
@@ -253,6 +282,12 @@ def layers(
         mixed = ", ".join(f"{str(dtype).removeprefix('torch.')} (at {name!r})" for dtype, name in dtypes.items())
         raise ValueError(f"model: must have weights of one dtype, got {mixed}")
     return found
+
+
+def _own_memory(name: str, module: nn.Module) -> None:
+    """Refuse a first layer of a branch that would change what the skip connection passes on."""
+    if getattr(module, "inplace", False):
+        raise TypeError(f"model: inplace=True of {name!r} changes the input of the skip connection around it")
 
 
 State = TypeVar("State")

@@ -6,6 +6,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from implicitreg import checks
 from implicitreg.nets import layers as ly
@@ -292,14 +293,15 @@ def path_scales(
     if isinstance(network, nn.Module):
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
             raise TypeError("model: unsupported layer BatchNorm: it rescales every unit by itself")
+        if any(parametrize.is_parametrized(m) for m in network.modules()):
+            raise TypeError("model: a parametrised layer has other weights than its parameters")
         parameters: Sequence[Tensor] = list(network.parameters())
     else:
         parameters = network = ly.matrices(network)
     with torch.inference_mode(False), torch.enable_grad():
         total = _total(network, leaf, p, input_shape, bias=True)
-        if any(id(w) not in leaves for w in parameters):
-            raise TypeError("model: a parametrised layer has other weights than its parameters")
-        found = [leaves[id(w)] for w in parameters]
+        # Weights that the forward pass does not use are on no path.
+        found = [leaves[id(w)] if id(w) in leaves else torch.zeros_like(w, requires_grad=True) for w in parameters]
         # Recurrent weights are on no path of a single step.
         grads = list(torch.autograd.grad(total.sum(), found, allow_unused=True, materialize_grads=True))
     if p != 2:
