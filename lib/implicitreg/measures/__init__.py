@@ -9,6 +9,7 @@ from implicitreg.measures.flatness import (
     pac_bayes_kl_at,
     sharpness,
 )
+from implicitreg.measures.hessian import HessianEigenvalues, HessianTrace, hessian_eigenvalues, hessian_trace
 from implicitreg.measures.layerwise import LayerNorms, layer_norms
 from implicitreg.measures.norms import frobenius_product, group_norm, path_norm, spectral_product
 from implicitreg.measures.rademacher import (
@@ -52,6 +53,8 @@ __all__ = [
     "Estimate",
     "ExpectedSharpness",
     "GeometricComplexity",
+    "HessianEigenvalues",
+    "HessianTrace",
     "LayerNorms",
     "RademacherComplexity",
     "SampledStraightness",
@@ -74,6 +77,8 @@ __all__ = [
     "frobenius_product",
     "geometric_complexity",
     "group_norm",
+    "hessian_eigenvalues",
+    "hessian_trace",
     "input_gradients",
     "largest_correlation",
     "layer_norms",
