@@ -12,6 +12,7 @@ from implicitreg.measures.flatness import (
 from implicitreg.measures.hessian import HessianEigenvalues, HessianTrace, hessian_eigenvalues, hessian_trace
 from implicitreg.measures.layerwise import LayerNorms, layer_norms
 from implicitreg.measures.norms import frobenius_product, group_norm, path_norm, spectral_product
+from implicitreg.measures.panel import Measured, Report, report
 from implicitreg.measures.rademacher import (
     RademacherComplexity,
     largest_correlation,
@@ -56,7 +57,9 @@ __all__ = [
     "HessianEigenvalues",
     "HessianTrace",
     "LayerNorms",
+    "Measured",
     "RademacherComplexity",
+    "Report",
     "SampledStraightness",
     "SegmentProfile",
     "Straightness",
@@ -92,6 +95,7 @@ __all__ = [
     "path_norm",
     "rademacher_complexity",
     "reconstruction_error",
+    "report",
     "rescale_nodes",
     "sampled_straightness",
     "schatten_norm",

@@ -265,6 +265,47 @@ def diff(
     report.show_difference((first.name, second.name), *judged)
 
 
+@app.command()
+def measure(
+    network: Annotated[str, typer.Argument(metavar="FILE:FACTORY", help="What builds the network; it is executed.")],
+    *,
+    data: Annotated[str, typer.Option(metavar="digits|mnist|FILE.npz", help="What to measure it on.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A state_dict; never loaded by executing what is in it.")
+    ] = None,
+    measures: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Some measures, by the names in the docs; all by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="How many, drawn where there are more.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is where the network is built.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a network of your own: margins, norms, ranks, sharpness, curvature."""
+    _device(device)
+
+    from implicitreg.measures import report
+    from implicitreg.reproduce import measuring, storage
+
+    model = measuring.network(network)
+    if checkpoint is not None:
+        measuring.restore(model, checkpoint)
+    if device != "auto":
+        model.to(device)
+    x, y = measuring.samples(data, model, samples, seed)
+    chosen = None if measures is None else [name.strip() for name in measures.split(",")]
+    try:
+        found = report(model, x, y, measures=chosen, seed=seed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if json:
+        print(storage.to_json(found.to_dict()), end="")
+    else:
+        from rich.console import Console
+
+        Console().print(found)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line.
 
