@@ -12,12 +12,15 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from implicitreg.dynamics import PathSGD
+from implicitreg.dynamics.losses import cross_entropy
 from implicitreg.measures import (
     capacities,
     expected_sharpness,
     frobenius_product,
     geometric_complexity,
     group_norm,
+    hessian_eigenvalues,
+    hessian_trace,
     input_gradients,
     layer_norms,
     margin,
@@ -199,6 +202,8 @@ COLUMNS = {
         lambda net, x: pac_bayes_kl(net, 1e-3),
         lambda net, x: pac_bayes_kl_at(net, x, classes(net, x), generator(), draws=2),
         lambda net, x: geometric_complexity(net, x).value,
+        lambda net, x: hessian_eigenvalues(net, cross_entropy, x, classes(net, x), tol=1e-2).values,
+        lambda net, x: hessian_trace(net, cross_entropy, x, classes(net, x), generator(), max_products=32).value,
     ],
 }
 
