@@ -13,7 +13,7 @@ from implicitreg.measures import segments
 from implicitreg.nets import layers as ly
 
 BUDGET = 3 * 2**20
-"""Units of the network times places where they are evaluated, a pair."""
+"""Units of the non-linearities times places where they are evaluated, a pair."""
 
 # Places a pair where the slope is taken, and breakpoints that a part should have.
 _SLOPES = 2
@@ -92,8 +92,8 @@ def sampled_straightness(
     pairs
         Number of pairs, >= 2. Each is drawn with replacement from the pairs of samples that differ.
     budget
-        Units (of the non-linearities) times places where they are evaluated, about, for each pair, >= 1. It bounds the
-        time; a tenth of it gives standard errors up to three times as large.
+        Units of the non-linearities times places where they are evaluated, for each pair, roughly; >= 1. Of four times
+        as much, parts give errors half as large; those that stem from the choice of pairs stay.
 
     Returns
     -------
@@ -111,11 +111,13 @@ def sampled_straightness(
     Notes
     -----
     Standard errors are jackknife estimates over pairs, of ratios of means: they hold what is random in pairs, parts
-    and places. How many breakpoints a segment has is foreseen from the units that differ between its ends and the
-    places in between, and does not depend on where its parts are.
+    and places. As gaps have long tails, two of them hold the truth about nine times of ten. How many breakpoints a
+    segment has is foreseen from the units that differ between its ends and the places in between, and does not depend
+    on where its parts are.
 
-    Cost: 20 pairs of images (3, 32, 32) and a network of six convolutions and two linear layers, of 258,000 units,
-    take as long as some 300 forward passes in float64; parts take less memory than 1 GB.
+    Cost: about 10 evaluations of values and slopes a pair, in float64, where a network has 258,000 units; more where it
+    has fewer, so that units times places are the same. Gaps, breakpoints and deflection of 20 pairs then have standard
+    errors of about 10, 10 and 4 %. No table takes more than 256 MiB.
 
     Source: the functionals are reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
     Over-parameterized Neural Networks.
