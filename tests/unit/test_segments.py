@@ -985,10 +985,10 @@ def test_numbers_that_leave_float64_are_refused():
 # What is left alone
 
 
-@pytest.mark.parametrize("build", [convolutional, residual])
+@pytest.mark.parametrize("build", [convolutional, residual, pooling])
 def test_the_model_is_left_as_it_was(build):
     net = build().train()
-    shape = (2, 7, 6) if build is convolutional else (6,)
+    shape = {convolutional: (2, 7, 6), residual: (6,), pooling: (2, 8, 7)}[build]
     next(net.children()).eval()
     for i, w in enumerate(net.parameters()):
         w.grad = torch.full_like(w, i)
@@ -1013,7 +1013,9 @@ def test_the_model_is_left_as_it_was(build):
     for hook in hooks:
         hook.remove()
     for profile, *pair in zip(profiles, *x, strict=True):  # what is profiled is the network in evaluation mode
-        check(copy.deepcopy(net).eval(), *pair, points=201)
+        check_sums(copy.deepcopy(net).eval(), *pair, profile)
+        if build is not pooling:
+            check(copy.deepcopy(net).eval(), *pair, points=201)
         same(profile, segment_profile(net.eval(), *pair), 1e-13)
 
 
@@ -1336,6 +1338,16 @@ def test_other_refusals():
         segment_profile(nn.Sequential(nn.Conv2d(1, 4, 3)), torch.ones(1, 8, 8), torch.ones(1, 8, 8))
     with pytest.raises(ValueError, match=r"^x0: layer '0' \(Residual\) cannot take the units of shape \(3,\)"):
         segment_profile(nn.Sequential(Residual(nn.Linear(3, 1))), x, x)
+    for pool, units in ((nn.MaxPool2d(2), (8,)), (nn.MaxPool1d(9), (1, 8)), (nn.AdaptiveMaxPool1d(2), (1, 8, 8))):
+        name = rf"layer '0' \({type(pool).__name__}\) cannot take the units of shape \({', '.join(map(str, units))}"
+        broken = nn.Sequential(pool, nn.Flatten(), nn.Linear(4, 2))
+        with pytest.raises(ValueError, match=f"^x0: {name}"):
+            segment_profile(broken, torch.ones(units), torch.ones(units))
+        with pytest.raises(ValueError, match=f"^x: {name}"):
+            input_gradients(broken, torch.ones(1, *units))
+    padding = nn.Sequential(nn.MaxPool1d(2, 1, 1, dilation=4), nn.Linear(1, 1))  # where there is no input at all
+    with pytest.raises(ValueError, match=r"^x0: layer '0' \(MaxPool1d\) cannot take the units of shape \(1, 3\)"):
+        segment_profile(padding, torch.ones(1, 3), torch.zeros(1, 3))
     profile = segment_profile(net, x, -x)
     for run in (profile.gap_deviation, profile.deflection, straightness([profile]).gap_deviation):
         with pytest.raises(ValueError, match=r"^kind: must be one of rms, .*, got 'other'"):
