@@ -112,6 +112,12 @@ def test_links_of_the_readme_lead_somewhere(readme):
     assert [t for t in targets if not t.startswith("https://") and not (ROOT / t).is_file()] == []
 
 
+def test_links_of_the_contributors_page_lead_to_the_how_to_pages():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "book/how_to").glob("*.ipynb")} <= set(targets)
+    assert [t for t in targets if not (ROOT / t).is_file()] == []
+
+
 def test_the_readme_example_is_right(readme):
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     space = {}
