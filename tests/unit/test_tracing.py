@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -530,6 +531,7 @@ def counted(m, x):
 
 FORWARDS = {
     "nothing": lambda m, x: m.a(x).contiguous(),
+    "by keyword": lambda m, x: m.a(input=x),
     "flattened": lambda m, x: m.a(torch.flatten(x, start_dim=1)),
     "reshaped": lambda m, x: m.a(x.reshape(x.size()[0], -1)),
     "reshaped by a tuple": lambda m, x: m.a(x.reshape((x.shape[0], -1))),
@@ -612,6 +614,24 @@ def test_a_residual_block_of_a_sequence_and_of_ones_own_are_the_same():
     inside = Forward(lambda m, x: m.b(m.a(x)), Residual(branch, nn.Linear(4, 4)))
     x = inputs(2, 4)
     torch.testing.assert_close(computed(inside.double(), x), inside(x))
+
+
+def test_subclasses_of_a_residual_block_are_residual_blocks():
+    class Named(Residual):
+        pass
+
+    class Own(Residual):
+        def forward(self, x):
+            return x + self.branch(x)
+
+    torch.manual_seed(0)
+    branch = nn.Linear(4, 4)
+    expected = [(name, kind) for name, _, kind in ly.modules(Residual(branch))]
+    assert [(name, kind) for name, _, kind in ly.modules(Named(branch))] == expected
+    assert [(name, kind) for name, _, kind in ly.modules(Own(branch))] == expected
+    outer = Forward(lambda m, x: m.b(m.a(x)), Named(branch))
+    x = inputs(2, 4)
+    torch.testing.assert_close(computed(outer.double(), x), outer(x))
 
 
 def test_shared_layers_are_refused_where_they_were():
@@ -727,6 +747,11 @@ def test_other_modules_without_layers():
         path_sum(replaced)
     with pytest.raises(ValueError, match=r"^model: must have at least one layer with weights"):
         path_sum(Forward(lambda m, x: x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match=r"^model: unsupported layer RecursiveScriptModule; supported"):
+        path_sum(script)
     with pytest.raises(TypeError, match=r"^model: unsupported layer OptimizedModule"):
         path_sum(torch.compile(made("perceptron")[0], backend="eager"))
 

@@ -97,6 +97,19 @@ def modules(
         A layer is not supported; the message names it.
     """
     kind = kinds.get(type(network))
+    if kind is None and getattr(type(network), "forward", None) is nn.Sequential.forward:
+        for key, child in network._modules.items():
+            if child is not None:
+                path = f"{name}.{key}" if name else key
+                # Asked here too, which spares most layers a generator of their own.
+                kind = kinds.get(type(child))
+                if kind is None or kind == BRANCH:
+                    yield from modules(child, path, kinds, supported)
+                else:
+                    yield path, child, kind
+        return
+    if kind is None:
+        kind = kind_of(network, kinds)
     if kind == BRANCH:
         yield name, network, BRANCH
         block: Any = network
@@ -108,27 +121,13 @@ def modules(
         yield name, network, JOIN
     elif kind is not None:
         yield name, network, kind
-    elif type(network).forward is nn.Sequential.forward:
-        for key, child in network._modules.items():
-            if child is not None:
-                path = f"{name}.{key}" if name else key
-                # Asked here too, which spares most layers a generator of their own.
-                kind = kinds.get(type(child))
-                if kind is None or kind == BRANCH:
-                    yield from modules(child, path, kinds, supported)
-                else:
-                    yield path, child, kind
+    elif built_in(network):
+        raise unsupported(network, name, supported)
     else:
-        kind = kind_of(network, kinds)
-        if kind is not None:
-            yield name, network, kind
-        elif built_in(network):
-            raise unsupported(network, name, supported)
-        else:
-            # Not at the top: it imports this module.
-            from implicitreg.nets.tracing import traced
+        # Not at the top: it imports this module.
+        from implicitreg.nets.tracing import traced
 
-            yield from traced(network, name, kinds, supported)
+        yield from traced(network, name, kinds, supported)
 
 
 def kind_of(module: nn.Module, kinds: Mapping[type[nn.Module], int]) -> int | None:
@@ -137,7 +136,7 @@ def kind_of(module: nn.Module, kinds: Mapping[type[nn.Module], int]) -> int | No
     if kind is None and not isinstance(module, LazyModuleMixin):  # a lazy one has no weights yet
         # A subclass that computes the same, such as a parametrised layer, is what it inherits from.
         for base, kind in kinds.items():
-            if kind != BRANCH and isinstance(module, base) and type(module).forward is base.forward:
+            if isinstance(module, base) and type(module).forward is base.forward:
                 return kind
         return None
     return kind
@@ -319,7 +318,7 @@ def followed(
     """
     beside: list[State] = []
     for layer in found:
-        kind = layer.kind
+        kind = layer[0]
         if kind < BRANCH:
             state = through(layer, state)
         elif kind == BRANCH:

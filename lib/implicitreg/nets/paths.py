@@ -80,12 +80,11 @@ def _total(network: ly.Network, power: Power, p: float, input_shape: Sequence[in
     blamed = "model" if input_shape is None else "input_shape"
 
     def through(layer: ly.Layer, a: Tensor | None) -> Tensor | None:
-        kind, _, _, weight, b = layer
-        if kind == ly.POINTWISE:
+        if layer[0] == ly.POINTWISE:
             return a
         # The first linear layer sees ones: its rows are summed.
-        a = power(weight).sum(-1) if a is None else _through(layer, a, power, p, blamed)  # type: ignore[arg-type]
-        return a + _edges(layer, power(b), a) if bias and b is not None else a
+        a = power(layer[3]).sum(-1) if a is None else _through(layer, a, power, p, blamed)  # type: ignore[arg-type]
+        return a + _edges(layer, power(layer.bias), a) if bias and layer.bias is not None else a
 
     def joined(layer: ly.Layer, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         assert a is not None

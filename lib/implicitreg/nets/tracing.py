@@ -226,7 +226,7 @@ class _Walk:
         if node.op == "call_module":
             module = self.root.get_submodule(str(target))
             name = self.path(str(target))
-            if len(node.all_input_nodes) != 1 or len(args) != 1 or kwargs:
+            if len(node.all_input_nodes) != 1 or len(args) + len(kwargs) != 1:
                 raise self.refused(node, f"calls {name!r} with more than one argument")
             steps = tuple(ly.modules(module, name, self.kinds, self.supported))
             return self.layer(node, steps, alias=isinstance(module, nn.Flatten))
@@ -255,8 +255,8 @@ class _Walk:
         return found
 
     def layer(self, node: fx.Node, steps: tuple[Step, ...], alias: bool = False) -> _Value:
-        """Return what layers make of the first argument of a node."""
-        value = self.value(node.args[0], node)
+        """Return what layers make of the only input of a node."""
+        value = self.value(node.all_input_nodes[0], node)
         alias = alias or all(kind == ly.POINTWISE and not isinstance(m, nn.ReLU) for _, m, kind in steps)
         changed = self.in_place(node)
         new = _Value(value, steps, None, value.memory if alias or changed else object(), value.depth + 1)
@@ -298,8 +298,8 @@ class _Walk:
         if len(sizes) == 2:
             first, units = sizes
             batch = isinstance(first, fx.Node) and self.env.get(first) == _BATCH
-            # With a batch of any size, the units must be those of one input.
-            if isinstance(units, int) and (batch or first == -1) and (units > 0 or (units == -1 and batch)):
+            # With as many rows as there are, the units must be those of one input.
+            if isinstance(units, int) and (batch or first == -1):
                 flat = nn.Flatten() if units == -1 else Flattened(units)
                 return self.layer(node, (self.step(node, flat, nn.Flatten),), alias=True)
         raise self.refused(node, f"calls {_called(node)} other than to flatten everything but the batch")
