@@ -58,8 +58,13 @@ test-site: $(PDF)  ## the rendered book in Chromium: links, mathematics, contras
 screenshots: $(SITE) | $(SITE_READY)  ## pictures of four pages, in both themes, wide and narrow, to look at
 	$(BIN)/python tests/site/screenshots.py
 
-bench: $(READY)  ## time the library against plain alternatives
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+# Of the packages that it is compared with curvlinops is the one that pip must not resolve: torchvision, which it asks
+# for, would replace torch. What is not installed is left out, and the tables say so:
+#   .venv/bin/pip install -c constraints.txt -e '.[book,dev,bench]' && .venv/bin/pip install --no-deps curvlinops-for-pytorch
+bench: $(READY)  ## time the library against alternatives (10 minutes), and write the book's tables and figure of it
+	mkdir -p _build
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=_build/benchmarks.json
+	$(BIN)/python benchmarks/dashboard.py _build/benchmarks.json
 
 record: $(READY)  ## execute the notebooks and write their recorded outputs
 	$(BIN)/implicitreg record

@@ -1,12 +1,8 @@
-"""Path norm, capacities, scales of Path-SGD and the width sweep against what one writes first, in the same run.
-
-``make bench`` prints pytest-benchmark's table, the ratios of the single routines, and a table of the width sweep.
-"""
+"""Path norm, capacities, scales of Path-SGD and the width sweep against what one writes first."""
 
 import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 
 import pytest
 import torch
@@ -16,6 +12,112 @@ from implicitreg.data import digits, random_labels, split
 from implicitreg.dynamics import train_networks
 from implicitreg.measures import capacities, path_norm
 from implicitreg.nets import gaussian_weights, path_scales, perceptron
+
+SIZES = (64, 256, 256, 10)
+
+
+def network(*sizes, dtype=torch.float32):
+    return perceptron(gaussian_weights(sizes, torch.Generator().manual_seed(0), dtype=dtype))
+
+
+def powered(net, p=2):
+    """Return a copy of a network with powers of its weights: how published code starts."""
+    other = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        for w in other.parameters():
+            w.abs_().pow_(p)
+    return other
+
+
+def copied(net, p=2):
+    """Copy the network, raise its weights, pass ones through it."""
+    with torch.no_grad():
+        return powered(net, p)(next(net.parameters()).new_ones(1, net[0].in_features)).sum().pow(1 / p)
+
+
+def multiplied(net):
+    """Multiply a row of ones by each matrix of squares: correct for a chain of matrices and nothing else."""
+    with torch.no_grad():
+        a = None
+        for w in net.parameters():
+            a = w.square().sum(1) if a is None else torch.mv(w.square(), a)
+        return a.sum().sqrt()
+
+
+def relative(expected):
+    return lambda found: abs(float(found) / float(expected) - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_path_norm(compare, grow, dtype):
+    net = network(*SIZES, dtype=dtype)
+
+    def methods(net):
+        return {"this library": lambda: path_norm(net), "copy, square, forward": lambda: copied(net)}
+
+    with torch.no_grad():
+        compare(
+            f"path norm, 64-256×2-10, {str(dtype)[6:]}",
+            {**methods(net), "products by hand": lambda: multiplied(net)},
+            error=relative(copied(copy.deepcopy(net).double())),
+        )
+        if dtype == torch.float32:
+            grow("path norm, in the width", (256, 512, 1024, 2048), lambda h: methods(network(64, h, h, 10)))
+
+
+def test_capacities(compare):
+    net = network(*SIZES)
+    x = torch.randn(1000, 64, generator=torch.Generator().manual_seed(1))
+    y = net(x).argmax(-1)
+
+    @torch.no_grad()
+    def formulas(net=net, x=x):
+        """Each formula by itself, in plain torch."""
+        z = net(x)
+        own = z.gather(1, y[:, None])[:, 0]
+        gamma = (own - z.scatter(1, y[:, None], -torch.inf).amax(1)).quantile(0.05)
+        weights = list(net.parameters())
+        l2 = torch.stack([torch.linalg.matrix_norm(w) for w in weights]).prod()
+        spectral = torch.stack([torch.linalg.matrix_norm(w, 2) for w in weights]).prod()
+        return (torch.stack([l2, copied(net, 1), copied(net), spectral]) / gamma).square()
+
+    expected = formulas(copy.deepcopy(net).double(), x.double())
+
+    def error(found):
+        if not isinstance(found, torch.Tensor):
+            found = torch.stack([found.l2, found.l1_path, found.l2_path, found.spectral])
+        return (found / expected - 1).abs().max()
+
+    compare(
+        "four capacities, 64-256×2-10, float32",
+        {"this library": lambda: capacities(net, x, y), "formulas one by one": formulas},
+        error=error,
+    )
+
+
+def test_path_scales(compare):
+    net = network(784, 1000, 1000, 10)
+
+    def by_a_copy(net=net):
+        """Copy the network, square its weights, pass ones through it and back."""
+        other = powered(net)
+        other(net[0].weight.new_ones(1, 784)).sum().backward()
+        return [w.grad for w in other.parameters()]
+
+    expected = by_a_copy(copy.deepcopy(net).double())
+
+    def error(found):
+        found = found.values() if isinstance(found, dict) else found
+        return max(float((a / b - 1).abs().max()) for a, b in zip(found, expected, strict=True))
+
+    compare(
+        "Path-SGD's scales, 784-1000×2-10, float32",
+        {"this library": lambda: path_scales(net), "copy, square, back": by_a_copy},
+        error=error,
+    )
+
+
+# The width sweep
 
 SEEDS, EPOCHS, BATCH = 8, 5, 100
 SCHEDULE, RATE, DECAY = (0.5, 0.02, 0.9), 0.02, 0.99
@@ -33,104 +135,6 @@ REAL_EPOCHS = {
     512: (70, 600),
     1024: (50, 600),
 }
-
-
-def network(*sizes):
-    return perceptron(gaussian_weights(sizes, torch.Generator().manual_seed(0), dtype=torch.float32))
-
-
-def powered(net):
-    """Return a copy of a network with squared weights: how published code starts."""
-    other = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        for w in other.parameters():
-            w.pow_(2)
-    return other
-
-
-# One path norm
-
-
-def test_path_norm(benchmark):
-    net = network(64, 256, 256, 10)
-    benchmark.group = "path norm of 64-256-256-10, float32, one thread"
-    benchmark.extra_info.update(seeds=1, steps=1, alternative="test_path_norm_by_a_copy")
-    with torch.no_grad():
-        assert benchmark(path_norm, net) > 0
-
-
-def test_path_norm_by_a_copy(benchmark):
-    """Copy the network, square its weights, pass ones through it."""
-    net = network(64, 256, 256, 10)
-    benchmark.group = "path norm of 64-256-256-10, float32, one thread"
-    benchmark.extra_info.update(seeds=1, steps=1, alternative="test_path_norm_by_a_copy")
-
-    def copied():
-        with torch.no_grad():
-            return powered(net)(torch.ones(1, 64)).sum().sqrt()
-
-    torch.testing.assert_close(benchmark(copied), path_norm(net).detach())
-
-
-# Four capacities
-
-
-def test_capacities(benchmark):
-    """What they take beyond one forward pass over the data and one singular value decomposition a layer."""
-    net = network(64, 256, 256, 10)
-    x = torch.randn(1000, 64, generator=torch.Generator().manual_seed(1))
-    y = net(x).argmax(-1)
-    benchmark.group = "four capacities of 64-256-256-10, n = 1,000, float32, one thread"
-    beyond = []
-
-    def parts():
-        with torch.no_grad():
-            net(x)
-            for w in net.parameters():
-                torch.linalg.svdvals(w)
-
-    def once():
-        start = time.thread_time()
-        parts()
-        between = time.thread_time()
-        capacities(net, x, y)
-        beyond.append(time.thread_time() - 2 * between + start)
-
-    benchmark.pedantic(capacities, (net, x, y), rounds=50, warmup_rounds=5)
-    for _ in range(100):
-        once()
-    milliseconds = 1e3 * median(beyond)
-    benchmark.extra_info["beyond_ms"] = milliseconds
-    benchmark.extra_info["table"] = [
-        f"{milliseconds:.2f} ms of processor time beyond a forward pass and the singular values (median of 100 pairs)"
-    ]
-
-
-# Scales of Path-SGD
-
-
-def test_path_scales(benchmark):
-    net = network(784, 1000, 1000, 10)
-    benchmark.group = "scales of Path-SGD for 784-1000-1000-10, float32, one thread"
-    benchmark.extra_info.update(seeds=1, steps=1, alternative="test_path_scales_by_a_copy")
-    benchmark(path_scales, net)
-
-
-def test_path_scales_by_a_copy(benchmark):
-    """Copy the network, square its weights, pass ones through it and back."""
-    net = network(784, 1000, 1000, 10)
-    benchmark.group = "scales of Path-SGD for 784-1000-1000-10, float32, one thread"
-    benchmark.extra_info.update(seeds=1, steps=1, alternative="test_path_scales_by_a_copy")
-
-    def copied():
-        other = powered(net)
-        other(torch.ones(1, 784)).sum().backward()
-        return [w.grad for w in other.parameters()]
-
-    torch.testing.assert_close(benchmark(copied), list(path_scales(net).values()))
-
-
-# The width sweep
 
 
 def plain(weights, x, y, generator):
@@ -172,45 +176,49 @@ def together(weights, x, y, members):
     return result.weights
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_width_sweep(benchmark, dtype):
+def test_width_sweep(benchmark, record):
     """9 widths × 8 seeds × true and random labels: two threads of ensembles, against one network after another."""
-    parts = [split(digits(dtype=dtype), 1000, generator) for generator in seeded(range(SEEDS))]
+    parts = [split(digits(dtype=torch.float32), 1000, generator) for generator in seeded(range(SEEDS))]
     # Members 2 i and 2 i + 1 have true and random labels, so that either thread has as many of both.
     x = torch.stack([part.x for part in parts for _ in range(2)])
     y = torch.stack([y for i, part in enumerate(parts) for y in (part.y, random_labels(1000, 10, *seeded([i])))])
     starts = {}
     for width in REAL_EPOCHS:
-        each = [gaussian_weights((64, width, 10), generator, dtype=dtype) for generator in seeded(range(MEMBERS))]
+        each = [
+            gaussian_weights((64, width, 10), generator, dtype=torch.float32) for generator in seeded(range(MEMBERS))
+        ]
         starts[width] = [torch.stack(layer) for layer in zip(*each, strict=True)]
-    fast, slow = ({width: [] for width in REAL_EPOCHS} for _ in range(2))
+    fast, slow, apart = {}, {}, []
     halves = range(SEEDS), range(SEEDS, MEMBERS)
+
+    def timed(best, width, run):
+        begin = time.perf_counter()
+        found = run()
+        best[width] = min(best.get(width, torch.inf), time.perf_counter() - begin)
+        return found
 
     def sweep():
         for width, weights in starts.items():
-            begin = time.perf_counter()
-            list(pool.map(lambda members, weights=weights: together(weights, x, y, members), halves))
-            fast[width].append(time.perf_counter() - begin)
+            ensembles = timed(
+                fast, width, lambda w=weights: list(pool.map(lambda members: together(w, x, y, members), halves))
+            )
+            alone = timed(
+                slow,
+                width,
+                lambda w=weights: [
+                    plain([a[i] for a in w], x[i], y[i], g) for i, g in enumerate(seeded(range(MEMBERS)))
+                ],
+            )
+            apart.append(max(float((a[-1] - b).abs().max()) for a, b in zip(ensembles[1], alone[-1], strict=True)))
 
-    benchmark.group = f"width sweep on digits, {EPOCHS} epochs, two threads"
     with ThreadPoolExecutor(2) as pool:
-        benchmark.pedantic(sweep, rounds=5, warmup_rounds=1)
-    for width, weights in starts.items():
-        for _ in range(2):
-            begin = time.perf_counter()
-            for i, generator in enumerate(seeded(range(MEMBERS))):
-                trained = plain([w[i] for w in weights], x[i], y[i], generator)
-            slow[width].append(time.perf_counter() - begin)
-        torch.testing.assert_close(trained[0], together(weights, x, y, halves[1])[0][-1], rtol=1e-3, atol=1e-4)
-
-    # The best repetition of either: other processes only ever add time.
-    fast, slow = ({width: min(times) for width, times in each.items()} for each in (fast, slow))
-    ratios = {width: slow[width] / fast[width] for width in REAL_EPOCHS}
-    whole = [sum(each[width] * sum(epochs) for width, epochs in REAL_EPOCHS.items()) for each in (slow, fast)]
-    step = 1e6 * BATCH / (MEMBERS * EPOCHS * 1000)
-    benchmark.extra_info["ratios"] = {**ratios, "whole": whole[0] / whole[1]}
-    benchmark.extra_info["table"] = [
-        f"{'width':>10}{'ensemble':>12}{'plain':>12}{'ratio':>8}   µs for a step of one member, 100 samples",
-        *(f"{w:>10}{step * fast[w]:12.0f}{step * slow[w]:12.0f}{ratios[w]:7.1f}×" for w in REAL_EPOCHS),
-        f"{'whole':>10}{'':24}{whole[0] / whole[1]:7.1f}×   widths weighted by the epochs that training takes",
-    ]
+        benchmark.pedantic(sweep, rounds=2, warmup_rounds=0)
+    assert max(apart) < 1e-3
+    names = "this library, 2 threads", "one after another"
+    step = BATCH / (MEMBERS * EPOCHS * 1000)
+    for width in (4, 64, 1024):
+        job = f"step of a network of width {width:,}, float32"
+        record(job, names[0], dict(zip(names, (step * fast[width], step * slow[width]), strict=True)), {})
+    whole = [sum(each[w] * sum(epochs) for w, epochs in REAL_EPOCHS.items()) / 2 / EPOCHS for each in (fast, slow)]
+    job = "9 widths × 16 networks on digits, float32"
+    record(job, names[0], dict(zip(names, whole, strict=True)), {})

@@ -1,27 +1,22 @@
-"""Exact breakpoints against a walk from region to region and against grids; batches against single calls.
-
-``make bench`` prints pytest-benchmark's table, and tables of what grids miss, of batches, and of cost against the
-number of breakpoints.
-"""
+"""Exact breakpoints against a walk from region to region and against grids; batches against single calls."""
 
 import math
 
 import pytest
 import torch
 
-from implicitreg.measures import segment_profile, segment_profiles
-from implicitreg.nets import he_weights
+from implicitreg.measures import segment_profile, segment_profiles, straightness
+from implicitreg.nets import he_weights, perceptron
 
 # The angle between two inputs fixes the number of breakpoints of a He network: L n angle / pi.
 NETWORKS = {
-    "64-256-256-10": (1.57, (1_000, 10_000, 100_000)),
-    "64-256-256-256-256-256-256-10": (0.88, (1_000, 10_000, 100_000)),
-    "784-1024-1024-1024-10": (1.54, (1_000, 10_000)),
+    "64-256-256-10": (1.57, (1_000, 10_000)),
+    "64-256-256-256-256-256-256-10": (0.88, (1_000, 10_000)),
+    "784-1024-1024-1024-10": (1.54, (1_000,)),
 }
 BATCHES = {
     "64-64-64-10": 1.57,
     "64-256-256-10": 1.57,
-    "64-256-256-256-256-256-256-10": 0.88,
 }
 PAIRS = 100
 
@@ -35,11 +30,6 @@ def pairs(d, angle, number=1):
     frames = torch.randn(number, d, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     a, b = torch.linalg.qr(frames).Q.mul(math.sqrt(d)).unbind(-1)
     return a, math.cos(angle) * a + math.sin(angle) * b
-
-
-def one_by_one(weights, x0, x1):
-    """Return the profiles of some pairs, a call each."""
-    return [segment_profile(weights, *ends) for ends in zip(x0, x1, strict=True)]
 
 
 def region_walk(weights, x0, x1):
@@ -63,97 +53,104 @@ def region_walk(weights, x0, x1):
 
 
 def grid(weights, x0, x1, points):
-    """Return how many changes of units there are between neighbours of a grid: there and back is none."""
-    changes = 0
+    """Return how many cells of a grid there are between whose ends a unit changes."""
+    cells = 0
     t = torch.linspace(0, 1, points, dtype=torch.float64)[:, None]
     for first in range(0, points - 1, 1000):
         x = torch.lerp(x0, x1, t[first : first + 1001])
+        changed = torch.zeros(len(x) - 1, dtype=torch.bool)
         for w in weights[:-1]:
             x = (x @ w.T).clamp_min_(0)
             on = x > 0
-            changes += int((on[1:] ^ on[:-1]).sum())
-    return changes
+            changed |= (on[1:] ^ on[:-1]).any(1)
+        cells += int(changed.sum())
+    return cells
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_segment_profile(benchmark, name, seconds):
+def test_segment_profile(compare, grow, name):
     angle, grids = NETWORKS[name]
     weights = network(name)
     (x0,), (x1,) = pairs(len(weights[0].T), angle)
     n = len(segment_profile(weights, x0, x1))
-    large = len(weights[0].T) > 64
-    benchmark.group = f"breakpoints and gaps of {name}, float64, one thread"
-    benchmark.pedantic(segment_profile, (weights, x0, x1), rounds=5 if large else 50, warmup_rounds=2)
-    best, profile = benchmark.stats.stats.min, segment_profile(weights, x0, x1)
-    walk, found = seconds(1 if large else 3, region_walk, weights, x0, x1)
-    closest = float(torch.cat([torch.zeros(1), profile.t, torch.ones(1)]).diff().min())
-    table = [
-        f"{'':>16}{'ms':>10}{'ratio':>9}{'missed':>9}{'merged':>9}",
-        f"{'this library':>16}{1e3 * best:10.1f}{1:8.1f}×{0:9.1%}{0:9.1%}   {n} breakpoints",
-        f"{'region walk':>16}{1e3 * walk:10.1f}{walk / best:8.1f}×{1 - len(found) / n:9.1%}{0:9.1%}",
-    ]
-    for points in grids:
-        took, changes = seconds(1, grid, weights, x0, x1, points)
-        assert changes <= n
-        each = torch.bincount((profile.t * (points - 1)).long())
-        merged = int(each[each > 1].sum()) / n
-        name = f"grid of {points:,}"
-        table.append(f"{name:>16}{1e3 * took:10.1f}{took / best:8.1f}×{1 - changes / n:9.1%}{merged:9.1%}")
-    # Neighbours of a grid must be closer than the closest breakpoints to tell all of them apart.
-    more = 1 / closest / points
-    table.append(
-        f"{'sure grid':>16}{1e3 * took * more:10.1e}{took / best * more:8.0e}×{0:9.1%}{0:9.1%}"
-        f"   {1 / closest:.0e} points, by extrapolation"
+
+    def missed(found):
+        """Return the share of breakpoints that were not found, or not told apart; a grid cannot find too many."""
+        found = found if isinstance(found, int) else len(found)
+        assert found <= n
+        return 1 - found / n
+
+    methods = {
+        "this library": lambda: segment_profile(weights, x0, x1),
+        "region walk": lambda: region_walk(weights, x0, x1),
+        **{f"grid of {points:,}": lambda points=points: grid(weights, x0, x1, points) for points in grids},
+    }
+    compare(f"{n:,} breakpoints, {short(name)}", methods, error=missed)
+    if len(weights) < 5:
+        return
+    ends = {}
+    for wider in (0.2, 0.4, 0.8, 1.6, 3.0):
+        (x0,), (x1,) = pairs(64, wider)
+        ends[len(segment_profile(weights, x0, x1))] = weights, x0, x1
+    grow(
+        "breakpoints, in their number",
+        ends,
+        lambda n: {"this library": lambda: segment_profile(*ends[n]), "region walk": lambda: region_walk(*ends[n])},
     )
-    table.append(
-        "missed: units that switch there and back in one cell; merged: breakpoints with another one in their cell"
+
+
+def short(name):
+    """Return a network's sizes with a power for layers of the same width."""
+    first, *hidden, last = name.split("-")
+    return f"{first}-{hidden[0]}" + f"×{len(hidden)}-{last}"
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_many_pairs(compare, name):
+    """100 pairs as one program against 100 calls."""
+    weights = network(name)
+    x0, x1 = pairs(64, BATCHES[name], PAIRS)
+
+    def one_by_one():
+        return [segment_profile(weights, *ends) for ends in zip(x0, x1, strict=True)]
+
+    expected = one_by_one()
+
+    def error(found):
+        return max(float((p.t - q.t).abs().max()) for p, q in zip(found, expected, strict=True))
+
+    compare(
+        f"breakpoints of a pair of {PAIRS}, {short(name)}",
+        {"this library": lambda: segment_profiles(weights, x0, x1), "a call a pair": one_by_one},
+        per={"this library": PAIRS, "a call a pair": PAIRS},
+        error=error,
     )
-    benchmark.extra_info["table"] = table
 
 
-def test_batches(benchmark, seconds):
-    """100 pairs as one program against 100 calls, by turns."""
-    best = {}
-    for name, angle in BATCHES.items():
-        weights = network(name)
-        x0, x1 = pairs(64, angle, PAIRS)
-        times = best[name] = [math.inf, math.inf]
-        for _ in range(3 if len(weights) > 4 else 8):
-            took, together = seconds(1, segment_profiles, weights, x0, x1)
-            times[0] = min(times[0], took)
-            took, alone = seconds(1, one_by_one, weights, x0, x1)
-            times[1] = min(times[1], took)
-        assert all(torch.equal(p.t, q.t) for p, q in zip(together, alone, strict=True))
-        times.append(sum(map(len, together)) / PAIRS)
-    weights = network("64-64-64-10")
-    x0, x1 = pairs(64, BATCHES["64-64-64-10"], PAIRS)
-    benchmark.group = f"{PAIRS} pairs of 64-64-64-10 as one program, float64, one thread"
-    benchmark.pedantic(segment_profiles, (weights, x0, x1), rounds=20, warmup_rounds=2)
-    benchmark.extra_info["table"] = [
-        f"{'':>30}{'breakpoints':>13}{'batch':>9}{'single':>9}{'ratio':>8}   ms a pair, of {PAIRS} pairs",
-        *(
-            f"{name:>30}{n:13.0f}{1e3 * batch / PAIRS:9.2f}{1e3 * single / PAIRS:9.2f}{single / batch:7.1f}×"
-            for name, (batch, single, n) in best.items()
-        ),
-    ]
+def test_straightness(compare):
+    """The deflection of 100 pairs, exactly, against slopes at many places between."""
+    weights = network("64-256-256-10")
+    net = perceptron(weights)
+    x0, x1 = pairs(64, 0.8, PAIRS)
+    lengths = (x1 - x0).norm(dim=1)
 
+    def exact():
+        return straightness(segment_profiles(weights, x0, x1)).deflection
 
-def test_cost_against_breakpoints(benchmark, seconds):
-    """The same network between inputs further and further apart."""
-    table = [f"{'':>30}{'breakpoints':>13}{'ms':>9}{'µs each':>10}"]
-    for name in ("64-256-256-256-256-256-256-10", "784-1024-1024-1024-10"):
-        weights = network(name)
-        points = []
-        for angle in (0.2, 0.4, 0.8, 1.6, 3.0):
-            (x0,), (x1,) = pairs(len(weights[0].T), angle)
-            took, profile = seconds(3, segment_profile, weights, x0, x1)
-            points.append((len(profile), took))
-            table.append(f"{name:>30}{len(profile):13}{1e3 * took:9.1f}{1e6 * took / len(profile):10.1f}")
-        x, y = torch.tensor(points, dtype=torch.float64).log().T
-        x, y = x - x.mean(), y - y.mean()
-        table.append(f"{'':>30}{'exponent':>13}{float(x @ y / (x @ x)):9.2f}   fitted to logarithms")
-    benchmark.group = "64-64-64-10 between one pair, float64, one thread"
-    weights = network("64-64-64-10")
-    (x0,), (x1,) = pairs(64, 1.57)
-    benchmark.pedantic(segment_profile, (weights, x0, x1), rounds=50, warmup_rounds=5)
-    benchmark.extra_info["table"] = table
+    @torch.no_grad()
+    def sampled(points):
+        """Take slopes from differences of the outputs at equidistant places."""
+        t = torch.linspace(0, 1, points + 1, dtype=torch.float64)[:, None]
+        found = []
+        for a, b, length in zip(x0, x1, lengths, strict=True):
+            slopes = net(torch.lerp(a, b, t)).diff(dim=0) * points / length
+            found.append(slopes.var(0, correction=0))
+        return torch.stack(found)
+
+    expected = exact()
+    compare(
+        f"deflection of a pair of {PAIRS}, 64-256×2-10",
+        {"this library": exact, "grid of 100": lambda: sampled(100), "grid of 1,000": lambda: sampled(1000)},
+        per=dict.fromkeys(("this library", "grid of 100", "grid of 1,000"), PAIRS),
+        error=lambda found: (found / expected - 1).abs().max(),
+    )
