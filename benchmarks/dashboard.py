@@ -38,7 +38,7 @@ LESS_ACCURATE = 10
 
 ROUNDING = 1e-5
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_STRICT = ConfigDict(frozen=True, allow_inf_nan=False)
 _Positive = Annotated[float, Field(gt=0)]
 
 
