@@ -19,6 +19,9 @@ BUDGET = 3 * 2**20
 _SLOPES = 2
 _BREAKPOINTS = 8
 
+# Length of a part that is not cut.
+_SHORTEST = 2.0**-30
+
 # Numbers that a table may hold: 256 MiB for values and slopes.
 _HELD = 2**24
 
@@ -266,10 +269,12 @@ def _walked(
     while spans:
         a, b = spans.pop()
         start, stop = (torch.lerp(x0, x1, end)[None] for end in (a, b))
+        # What is that close together is not parted by cutting.
+        limit = min(most, rows) if b - a > _SHORTEST else rows
         try:
-            walk = program.walk(start, stop, limit=min(most, rows))
+            walk = program.walk(start, stop, limit=limit)
         except segments.TooManyRows:
-            if rows < most:
+            if limit == rows:
                 return None
             # Not in the middle, where symmetric segments have their breakpoints.
             cut = a + 0.382 * (b - a)
