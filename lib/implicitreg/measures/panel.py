@@ -102,8 +102,8 @@ class _Case:
         return self.x[drawn], self.y[drawn.to(self.y.device)], f"of {m:,} of {n:,} samples"
 
 
-_FEWEST = 16
-_DRAWS = 20
+# Fewest samples, draws of the noise, products with the Hessian, and how many of its eigenvalues.
+_FEWEST, _DRAWS, _PRODUCTS, _EIGENVALUES = 16, 20, 100, 2
 
 
 def _loss(case: _Case) -> Iterator[Measured]:
@@ -181,16 +181,15 @@ def _pac_bayes(case: _Case) -> Iterator[Measured]:
 
 
 def _eigenvalues(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.15, 6 * 30)
-    found = hessian_eigenvalues(case.model, case.loss, x, y, which="both")
-    cost = f"{found.products} Hessian products"
-    for name, i in (("largest", 0), ("smallest", -1)):
-        yield Measured(f"Hessian eigenvalue: {name}", float(found.values[i]), cost=cost, note=note)
+    x, y, note = case.within(0.2, 6 * _PRODUCTS)
+    found = hessian_eigenvalues(case.model, case.loss, x, y, k=_EIGENVALUES, max_products=_PRODUCTS)
+    for i, value in enumerate(found.values.tolist(), start=1):
+        yield Measured(f"Hessian eigenvalue {i}", value, cost=f"{found.products} Hessian products", note=note)
 
 
 def _trace(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.2, 6 * 60)
-    found = hessian_trace(case.model, case.loss, x, y, case.generator)
+    x, y, note = case.within(0.2, 6 * _PRODUCTS)
+    found = hessian_trace(case.model, case.loss, x, y, case.generator, max_products=_PRODUCTS)
     cost = f"{found.products} Hessian products"
     yield Measured("Hessian trace", float(found.value), float(found.standard_error), cost, note)
 
@@ -331,7 +330,7 @@ class Report:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for i, column in enumerate(head):
                 numbers = column in ("value", "± s.e.") or (head is _SECTIONS and i > 0)
-                table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+                table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers or i == 0)
             for row in rows:
                 table.add_row(*map(Text, row))
             yield table
@@ -354,7 +353,7 @@ class Report:
         for head, rows in self._tables():
             cells = "".join(f"<th>{escape(column)}</th>" for column in head)
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-            parts.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(f'<table class="dataframe"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>')
         parts += [f"<p>not measured: {escape(name)}: {escape(reason)}</p>" for name, reason in self.refused.items()]
         return "".join(parts)
 
@@ -382,7 +381,7 @@ def report(
     ``"sharpness"``               `sharpness` with α = 5e-4
     ``"expected sharpness"``      `expected_sharpness` with α = 1e-3
     ``"PAC-Bayes"``               `pac_bayes_kl_at` an expected sharpness of 0.05
-    ``"Hessian eigenvalues"``     `hessian_eigenvalues`, the largest and the smallest
+    ``"Hessian eigenvalues"``     `hessian_eigenvalues`, the two largest
     ``"Hessian trace"``           `hessian_trace`
     ``"straightness"``            `sampled_straightness`: gradient gap deviation and deflection between samples
     ``"geometric complexity"``    `geometric_complexity`
