@@ -14,10 +14,12 @@ from torch.func import functional_call
 from implicitreg import checks
 from implicitreg.measures.flatness import Loss, _ordinary
 from implicitreg.nets import layers as ly
-from implicitreg.nets.perceptron import outputs
+from implicitreg.nets.perceptron import perceptron
 
 # Bytes that the graphs of all samples may hold between products, and the graph of one batch where they do not fit.
 _KEPT, _AT_ONCE = 2**29, 2**27
+# Bytes of the vectors that span a Krylov space.
+_BASIS = 2**29
 # Samples on which the loss is tried and the size of a graph is measured.
 _TRIED = 32
 # What standard errors of traces are multiplied by, so that two of them hold in 97 of 100 cases, not 95.
@@ -35,20 +37,19 @@ class _Hessian:
     """Products of vectors with the Hessian of the mean loss in all parameters; ``products`` counts them."""
 
     def __init__(self, model: ly.Network, loss: Loss, x: Tensor, y: Tensor, batch: int | None) -> None:
-        self.model, self.loss, self.products = model, loss, 0
-        named = _parameters(model)
-        self.names, first = list(named), next(iter(named.values()))
-        self.dtype, self.device = first.dtype, first.device
-        _data(x, y, self.device)
-        if batch is not None:
-            batch = checks.integer(batch, "batch", 1)
-        if not callable(loss):
-            raise TypeError(f"loss: must be callable, got {type(loss).__name__}")
         with torch.inference_mode(False), torch.no_grad():
+            self.model = model if isinstance(model, nn.Module) else perceptron(ly.matrices(model))
+            named = _parameters(self.model)
+            first = next(iter(named.values()))
+            self.names, self.dtype, self.device = list(named), first.dtype, first.device
+            _data(x, y, self.device)
+            if batch is not None:
+                checks.integer(batch, "batch", 1)
+            if not callable(loss):
+                raise TypeError(f"loss: must be callable, got {type(loss).__name__}")
+            self.loss, self.products = loss, 0
             self.weights = [_ordinary(w.detach()).detach().requires_grad_() for w in named.values()]
-            self.buffers = (
-                {name: _ordinary(b) for name, b in model.named_buffers()} if isinstance(model, nn.Module) else {}
-            )
+            self.buffers = {name: _ordinary(b) for name, b in self.model.named_buffers()}
             self.x, self.y = _ordinary(x.detach()), _ordinary(y.detach())
         self.sizes = [w.numel() for w in self.weights]
         self.size, n = sum(self.sizes), len(x)
@@ -64,12 +65,9 @@ class _Hessian:
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the checked outputs of some samples."""
         try:
-            if isinstance(self.model, nn.Module):
-                named = {**self.buffers, **dict(zip(self.names, self.weights, strict=True))}
-                with ly.evaluation(self.model):
-                    z: Tensor = functional_call(self.model, named, (x,))
-            else:
-                z = outputs(self.weights, x)
+            named = {**self.buffers, **dict(zip(self.names, self.weights, strict=True))}
+            with ly.evaluation(self.model):
+                z: Tensor = functional_call(self.model, named, (x,))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -77,11 +75,7 @@ class _Hessian:
         if not isinstance(z, Tensor) or not z.ndim or len(z) != len(x):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"model: outputs must have shape (n, ...) with n = {len(x)} samples, got {got}")
-        try:
-            return checks.finite(z, "model: outputs")
-        except ValueError:
-            checks.finite(x, "x")
-            raise
+        return checks.finite(z, "model: outputs")
 
     def _loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of some samples, checked."""
@@ -182,15 +176,9 @@ class _Hessian:
         return checks.finite(product, "loss: second derivatives")
 
 
-def _parameters(model: ly.Network) -> dict[str, Tensor]:
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters of a network by name, checked."""
-    if not isinstance(model, nn.Module):
-        weights = ly.matrices(model)
-        if any(w.ndim != 2 for w in weights):
-            raise ValueError("model: weights must be matrices of one network, of two dimensions")
-        named: dict[str, Tensor] = {f"weights[{i}]": w for i, w in enumerate(weights)}
-    else:
-        named = dict(model.named_parameters())
+    named: dict[str, Tensor] = dict(model.named_parameters())
     if not any(w.numel() for w in named.values()):
         raise ValueError("model: must have parameters")
     for name, w in named.items():
@@ -229,6 +217,7 @@ def _data(x: Tensor, y: Tensor, device: torch.device) -> None:
     for value, name in ((x, "x"), (y, "y")):
         if value.device != device:
             raise ValueError(f"{name}: must be on the device of the model, {device}, got {value.device}")
+    checks.finite(x, "x")
     if y.is_floating_point():
         checks.finite(y, "y")
 
@@ -282,7 +271,7 @@ def _lanczos(product: Product, start: Tensor, k: int, largest: bool, tol: float,
         return product(w).add_(w, alpha=shift).cpu().numpy()
 
     dimension = 2 * k + 10
-    restarts = 1 + max(0, (most - k - 1 - dimension) // (dimension - k))
+    restarts = (most - k - 1 - dimension) // (dimension - k)  # at least 1, and ARPACK starts once before
     try:
         _, found = eigsh(
             LinearOperator((len(start), len(start)), matvec=shifted, dtype=np.float64),
@@ -368,6 +357,9 @@ def hessian_eigenvalues(
 
     Notes
     -----
+    What torch does not differentiate twice without saying so, such as a function marked ``once_differentiable``,
+    counts as constant the second time.
+
     Lanczos iterations with restarts (ARPACK). For up to 4 k + 20 parameters the whole matrix is computed instead.
     Cost: usually 12 to 60 products for k = 1. Each takes two to three times as long as a gradient, if the graphs are
     kept; and 2 k + 10 vectors of p numbers are held in float64. Sources: Pearlmutter 1994, Fast Exact Multiplication
@@ -392,7 +384,7 @@ def hessian_eigenvalues(
     if k * len(ends) > p:
         raise ValueError(f"k: must be at most {p // len(ends)} for {p} parameters and which={which!r}, got {k}")
     few = p <= 4 * k + 20
-    least = p if few else len(ends) * (3 * k + 12)
+    least = p if few else len(ends) * (4 * k + 21)
     if most < least:
         raise ValueError(f"max_products: must be at least {least} for k = {k} and which={which!r}, got {most}")
     if tol is None:
@@ -409,8 +401,7 @@ def hessian_eigenvalues(
         hv = torch.stack([product(each) if h is None else h @ each for each in v]) if len(v) else v
         value = (v * hv).sum(-1)
         residual = torch.linalg.vector_norm(hv - value[:, None] * v, dim=-1)
-        rounding = 10 * torch.finfo(product.dtype).eps * float(value.abs().max()) if len(v) else 0.0
-        converged &= len(v) == k and bool((residual <= tol * (value.abs() + scale) + rounding).all())
+        converged &= len(v) == k and bool((residual <= tol * (value.abs() + scale)).all())
         missing = k - len(v)
         order = value.argsort(descending=True)
         values.append(nn.functional.pad(value[order], (0, missing), value=math.nan))
@@ -499,7 +490,8 @@ class _Rest:
             return h
         # H Vᵀ = Vᵀ T + b v', so that the part of g in the space needs no product of its own.
         v = self.basis[: self.steps]
-        return h - (v @ h) @ v - self.below * (v[-1] @ g) * self.after
+        u: Tensor = h - (v @ h) @ v - self.below * (v[-1] @ g) * self.after
+        return u
 
 
 def _trace(
@@ -522,28 +514,30 @@ def _trace(
         u = rest.times(g, h)
         return float(g @ u), float(u @ u)
 
-    def blocked() -> tuple[float, float]:
-        quadratic = square = 0.0
+    def blocked() -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the same for the blocks, by a product each: those of B, and those of H without a space."""
+        sums = torch.zeros(2, 2, dtype=torch.float64)
         signs = torch.split(_signs(like, generator), list(blocks))
         for i, mine in enumerate(signs):
             g = torch.cat([each if i == j else torch.zeros_like(each) for j, each in enumerate(signs)])
-            u = torch.split(rest.times(g, times(g)), list(blocks))[i]
-            quadratic, square = quadratic + float(mine @ u), square + float(u @ u)
-        return quadratic, square
+            h = times(g)
+            for found, all_blocks in zip(sums, (rest.times(g, h), h), strict=True):
+                u = torch.split(all_blocks, list(blocks))[i]
+                found += torch.stack([mine @ u, u @ u]).cpu()
+        within, without = ((float(a), float(b)) for a, b in sums)
+        return within, without
+
+    def aimed(value: float) -> float:
+        return abs(value) / 50 if target is None else target
 
     def estimate() -> tuple[float, float, float, float]:
         quadratic, squares = torch.tensor(found, dtype=torch.float64).T
         # Known better than the variance of few numbers would be; and twice its own error is added.
         square = float(squares.mean() + 2 * squares.std() / math.sqrt(len(found)))
         value = rest.trace + float(quadratic.mean())
-        return (
-            value,
-            square,
-            _MARGIN * math.sqrt(2 * square / len(found)),
-            abs(value) / 50 if target is None else target,
-        )
+        return value, square, _MARGIN * math.sqrt(2 * square / len(found)), aimed(value)
 
-    room = min(len(like), most, max(_TRIAL, _KEPT // (8 * len(like))))
+    room = min(len(like), most, max(_TRIAL, _BASIS // (8 * len(like))))
     start = torch.randn(len(like), generator=generator, dtype=torch.float64).to(like)
     rest = _Rest(times, start, room)
     pilot = [(g, times(g)) for g in (_signs(like, generator) for _ in range(_PROBES))]
@@ -558,9 +552,15 @@ def _trace(
         gain = 2 * sum(rest.gains[-_WINDOW:]) / _WINDOW
         end = rest.steps == room or rest.invariant or (rest.steps >= 2 * _WINDOW and gain < aim**2)
         if not tried and (end or rest.steps == _TRIAL) and 2 * square > 4 * layers * aim**2 and used + layers <= most:
-            tried, first = True, blocked()
-            if 2 * layers * first[1] < square:
-                found = [first]
+            tried, kinds = True, blocked()
+            # Projections carry what lies between the blocks into them, which may cost more than it gains.
+            space = kinds[0][1] <= kinds[1][1]
+            quadratic, squares = kinds[not space]
+            known = aimed(quadratic + space * rest.trace)  # far better than from the probes of all
+            if layers * squares < square / 2 and 2 * layers * squares < (len(like) - rest.steps) * known**2:
+                found = [(quadratic, squares)]
+                if not space:
+                    rest = _Rest(times, start, 0)
                 break
         if end:
             break
@@ -569,7 +569,7 @@ def _trace(
     cost = layers if by_block else 1
     while used + cost <= most:
         if by_block:
-            found.append(blocked())
+            found.append(blocked()[0])
         else:
             g = _signs(like, generator)
             found.append(probe(g, times(g)))
