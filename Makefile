@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SITE_READY := $(VENV)/.ready-site
+BENCH_READY := $(VENV)/.ready-bench
+NO_DEPS := curvlinops-for-pytorch backpack-for-pytorch unfoldNd
 SITE := _build/html/searchindex.js
 PDF := _build/implicit-regularization.pdf
 
@@ -58,10 +60,14 @@ test-site: $(PDF)  ## the rendered book in Chromium: links, mathematics, contras
 screenshots: $(SITE) | $(SITE_READY)  ## pictures of four pages, in both themes, wide and narrow, to look at
 	$(BIN)/python tests/site/screenshots.py
 
-# Of the packages that it is compared with curvlinops is the one that pip must not resolve: torchvision, which it asks
-# for, would replace torch. What is not installed is left out, and the tables say so:
-#   .venv/bin/pip install -c constraints.txt -e '.[book,dev,bench]' && .venv/bin/pip install --no-deps curvlinops-for-pytorch
-bench: $(READY)  ## time the library against alternatives (10 minutes), and write the book's tables and figure of it
+# What the library is compared with. curvlinops asks for torchvision, which would replace torch, so pip must not resolve
+# it. A package that cannot be had is left out, and the tables say so.
+$(BENCH_READY): $(READY)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(NO_DEPS)
+	@touch $@
+
+bench: $(BENCH_READY)  ## time the library against alternatives (10 minutes), and write the book's tables and figure of it
 	mkdir -p _build
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=_build/benchmarks.json
 	$(BIN)/python benchmarks/dashboard.py _build/benchmarks.json
