@@ -17,7 +17,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "geometric_complexity": ("dherin2022",),
     "group_norm": ("neyshabur2015colt",),
     "hessian_eigenvalues": ("pearlmutter1994",),
-    "hessian_trace": ("pearlmutter1994", "meyer2021", "epperly2024"),
+    "hessian_trace": ("pearlmutter1994", "meyer2021"),
     "layer_norms": ("neyshabur2017exploring", "roy2007"),
     "margin": ("neyshabur2017exploring",),
     "margins": ("neyshabur2017exploring",),

@@ -1,6 +1,7 @@
 """The files that no code reads, but people and services do: each must say what is so."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -168,3 +169,17 @@ def test_binder_gets_torch_from_its_own_environment_and_everything_else_from_the
     assert "torch" not in pins(kept)
     for name in ("postBuild", "start"):
         assert (ROOT / ".binder" / name).stat().st_mode & 0o111, f".binder/{name} must be executable"
+
+
+def test_every_mutant_is_one_change_of_the_library():
+    sys.path.insert(0, str(ROOT / "tests"))
+    try:
+        import mutants
+    finally:
+        sys.path.pop(0)
+    assert len(mutants.MUTANTS) >= 10
+    for name, mutant in mutants.MUTANTS.items():
+        text = (ROOT / "lib" / "implicitreg" / mutant.file).read_text("utf-8")
+        assert text.count(mutant.right) == 1, name
+        assert mutant.wrong != mutant.right
+        assert (ROOT / "tests" / "unit" / mutant.tests).is_file(), name

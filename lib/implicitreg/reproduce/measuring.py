@@ -4,6 +4,7 @@ import importlib.util
 import pickle
 import sys
 import traceback
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def restore(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"{shown(path)}: no such file")
     try:
-        saved: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is told below, in one line
+            saved: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UsageError(
             f"{shown(path)} is not loaded: it holds more than tensors, and loading that could execute anything; "
@@ -159,7 +162,8 @@ def _arrays(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise UsageError(f"{shown(path)}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because numpy leaves a torn file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("x", "y") if name in arrays}
             names = list(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
