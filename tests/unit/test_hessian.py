@@ -279,7 +279,7 @@ def test_the_order_of_samples_and_units_does_not_matter():
     torch.testing.assert_close(scaled, 7 * expected)
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 23, 24, 25, 40])
+@pytest.mark.parametrize("p", [1, 2, 3, 17, 18, 19, 26, 27])
 def test_few_parameters(p):
     x, _ = data(60, p)
     y = torch.zeros(60, 1, dtype=torch.float64)
@@ -356,8 +356,8 @@ def test_too_few_products_are_said():
     assert not found.converged
     assert found.products <= 40
     assert found.values.isnan().any()
-    with pytest.raises(ValueError, match=r"^max_products: must be at least 37 for k = 4"):
-        hessian_eigenvalues(net, F.cross_entropy, x, y, 4, max_products=36)
+    with pytest.raises(ValueError, match=r"^max_products: must be at least 31 for k = 4"):
+        hessian_eigenvalues(net, F.cross_entropy, x, y, 4, max_products=30)
     for most in (32, 40, 77):
         with pytest.warns(RuntimeWarning, match="has a standard error of") as caught:
             trace = hessian_trace(net, F.cross_entropy, x, y, generator(), target_se=1e-6, max_products=most)
