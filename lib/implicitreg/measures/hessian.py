@@ -16,8 +16,10 @@ from implicitreg.measures.flatness import Loss, _ordinary
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import perceptron
 
-# Bytes that the graphs of all samples may hold between products, and the graph of one batch where they do not fit.
-_KEPT, _AT_ONCE = 2**29, 2**27
+# Bytes that the graphs of all samples may hold between products, and the graph of one batch.
+_KEPT, _HELD = 2**29, 2**27
+# Bytes of a batch that stays in the cache, and the fewest samples with which a batch is still efficient.
+_CACHED, _EFFICIENT = 2**22, 256
 # Bytes of the vectors that span a Krylov space.
 _BASIS = 2**29
 # Samples on which the loss is tried and the size of a graph is measured.
@@ -56,9 +58,11 @@ class _Hessian:
         self.blocks = _layers(self.names, self.sizes)
         tried = torch.linspace(0, n - 1, min(n, _TRIED)).long().to(self.device)
         self._means(tried)
-        each = self._bytes(tried) / len(tried)
+        each = max(1.0, self._bytes(tried) / len(tried))
         self.kept = each * n <= _KEPT
-        batch = batch or (n if self.kept else max(1, int(_AT_ONCE / each)))
+        if batch is None:
+            batch = max(1, min(max(_EFFICIENT, int(_CACHED / each)), int(_HELD / each)))
+            batch = math.ceil(n / math.ceil(n / batch))
         self.parts = [slice(i, i + batch) for i in range(0, n, batch)]
         self.graphs = [self._gradient(part) for part in self.parts] if self.kept else []
 
@@ -331,8 +335,9 @@ def hessian_eigenvalues(
         eigenvalues; > 0 and < 1. By default 1e-5 in float64 and 1e-4 in float32. The error of an isolated eigenvalue
         is about the square of that.
     batch
-        Number of samples whose graph is made at once. By default all, if their graphs fit in 512 MiB, else as many
-        as fit in 128 MiB. The result does not depend on it, up to rounding.
+        Number of samples whose graph is made at once; by default some hundreds, fewer if they need more than
+        128 MiB. The graphs are kept for all products if they fit in 512 MiB, and else made anew for each. The result
+        does not depend on it, up to rounding.
     max_products
         Most products with a vector; at least what k eigenvalues take at best.
     generator
