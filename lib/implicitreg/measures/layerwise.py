@@ -46,6 +46,11 @@ class LayerNorms:
 def layer_norms(model: ly.Network, *, input_shape: Sequence[int] | None = None) -> list[LayerNorms]:
     r"""Return norms and ranks of every layer with weights, in the order of the forward pass.
 
+    .. math:: \|W\|_2 = \sigma_1, \quad \|W\|_F = \Big(\sum_r \sigma_r^2\Big)^{1/2}, \quad
+        \operatorname{srank}(W) = \frac{\|W\|_F^2}{\sigma_1^2}, \quad
+        \operatorname{erank}(W) = \exp\Big(-\sum_r \rho_r \ln \rho_r\Big), \quad
+        \rho_r = \frac{\sigma_r}{\sum_s \sigma_s}.
+
     The weights of a linear layer are a matrix. Those of a convolution become one, of shape ``(filters, channels of a
     group × positions of the kernel)``, for its ranks and its Frobenius norm; its spectral norm is that of the linear
     map that it is, on inputs of the given size. A batch norm is folded into the layer before it; one that follows no
@@ -61,7 +66,8 @@ def layer_norms(model: ly.Network, *, input_shape: Sequence[int] | None = None) 
     Returns
     -------
     list of LayerNorms
-        Of tensors of shape ``()``, or ``(...)`` for weight matrices; not differentiable.
+        Of tensors of shape ``()``, or ``(...)`` for weight matrices; dtype and device of the weights; not
+        differentiable.
 
     Raises
     ------
@@ -76,8 +82,8 @@ def layer_norms(model: ly.Network, *, input_shape: Sequence[int] | None = None) 
     Notes
     -----
     Cost: that of `spectral_product`, and one singular value decomposition a convolution. The product of the spectral
-    norms is `spectral_product`, unless there are residual blocks. Sources: Rudelson & Vershynin (2007), "Sampling from
-    large matrices", for the stable rank; Roy & Vetterli (2007), "The effective rank".
+    norms is `spectral_product`, unless there are residual blocks. Sources: Rudelson & Vershynin 2007, Sampling from
+    Large Matrices, for the stable rank; Roy & Vetterli 2007, The Effective Rank.
 
     Examples
     --------

@@ -121,7 +121,7 @@ def group_norm(model: ly.Network, p: float, q: float) -> Tensor:
     Returns
     -------
     Tensor
-        Shape ``()``, or ``(...)`` for weight matrices; differentiable.
+        Shape ``()``, or ``(...)`` for weight matrices; dtype and device of the weights; differentiable.
 
     Raises
     ------
@@ -155,7 +155,11 @@ def group_product(found: Sequence[ly.Layer], p: float, q: float) -> Tensor:
 def frobenius_product(model: ly.Network) -> Tensor:
     r"""Return the product of the Frobenius norms of the layers, :math:`\prod_i \|W_i\|_F`, `group_norm` at p = q = 2.
 
-    Arguments and errors are those of `group_norm`.
+    Arguments, result and errors are those of `group_norm`.
+
+    Notes
+    -----
+    Cost: one pass over the weights. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural Networks.
 
     Examples
     --------
@@ -184,7 +188,7 @@ def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = N
     Returns
     -------
     Tensor
-        Shape ``()``, or ``(...)`` for weight matrices.
+        Shape ``()``, or ``(...)`` for weight matrices; dtype and device of the weights; not differentiable.
 
     Raises
     ------
@@ -203,6 +207,7 @@ def spectral_product(model: ly.Network, *, input_shape: Sequence[int] | None = N
     Cost: one singular value decomposition a linear layer; for a convolution a dense one below 256 inputs or outputs,
     else some 100 Lanczos iterations in float64, of two convolutions each, until the residual of :math:`\sigma^2` is
     1e-8 of it: that bounds the relative error of σ by 5e-9, and it is commonly that of rounding.
+    Source: Neyshabur et al. 2017, Exploring Generalization in Deep Learning.
 
     Examples
     --------

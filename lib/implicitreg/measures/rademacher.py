@@ -77,6 +77,10 @@ def sign_patterns(m: int) -> Tensor:
     ValueError
         ``m`` is out of range.
 
+    Notes
+    -----
+    Cost: some passes over the result. Source: elementary.
+
     Examples
     --------
     >>> sign_patterns(2).tolist()
@@ -144,10 +148,7 @@ def rademacher_complexity(
     Notes
     -----
     Cost: ``functions * m`` operations a sign pattern, :math:`2^{m-1}` patterns where all are enumerated.
-
-    References
-    ----------
-    Neyshabur, Tomioka & Srebro (2015), "Norm-Based Capacity Control in Neural Networks".
+    Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural Networks.
 
     Examples
     --------
@@ -194,7 +195,8 @@ def linear_rademacher(
 
     Notes
     -----
-    Cost: ``m * D`` operations a sign pattern.
+    Cost: ``m * D`` operations a sign pattern. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural
+    Networks, for the definition.
 
     Examples
     --------
@@ -237,14 +239,15 @@ def largest_correlation(x: Tensor, coefficients: Tensor, p: float = 2.0) -> Maxi
     x
         Points, shape ``(..., m, 2)``, float32 or float64.
     coefficients
-        Shape ``(..., m)``; leading dimensions broadcast with those of ``x``.
+        Shape ``(..., m)``, dtype of ``x``; leading dimensions broadcast with those of ``x``.
     p
         Exponent of the norm of the unit's incoming weights, from 1 to ``inf``.
 
     Returns
     -------
     Maximum
-        ``value``, shape ``(...)``, and a ``direction`` of unit norm that attains it, shape ``(..., 2)``.
+        ``value``, shape ``(...)``, and a ``direction`` of unit norm that attains it, shape ``(..., 2)``, in the dtype
+        of the arguments.
 
     Raises
     ------
@@ -260,7 +263,7 @@ def largest_correlation(x: Tensor, coefficients: Tensor, p: float = 2.0) -> Maxi
     the sum is linear in ``u``, so its maximum over the sphere lies at an edge of the cone, or where that linear
     function alone is largest. Every such direction is tried: there is no grid and no error but rounding.
 
-    Cost: :math:`O(m^2)` for each vector of coefficients.
+    Cost: :math:`O(m^2)` for each vector of coefficients. Source: derived here.
 
     Examples
     --------
@@ -312,14 +315,20 @@ def width_exponent(p: float, q: float) -> float:
     q
         Exponent over the units of a layer, from 1 to ``inf``.
 
+    Returns
+    -------
+    float
+        From 0 to 1.
+
     Raises
     ------
     ValueError
         ``p`` or ``q`` is no number >= 1.
 
-    References
-    ----------
-    Neyshabur, Tomioka & Srebro (2015), Theorem 1, Corollary 2.
+    Notes
+    -----
+    Cost: none. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural Networks, theorem 1 and
+    corollary 2.
 
     Examples
     --------
@@ -361,7 +370,7 @@ def two_layer_rademacher(
     Returns
     -------
     RademacherComplexity
-        Of shape ``(...)``; exact where all sign patterns are enumerated.
+        Of shape ``(...)``, in the dtype of ``x``; exact where all sign patterns are enumerated.
 
     Raises
     ------
@@ -370,11 +379,8 @@ def two_layer_rademacher(
 
     Notes
     -----
-    Cost: :math:`O(m^2)` a sign pattern and data set.
-
-    References
-    ----------
-    Neyshabur, Tomioka & Srebro (2015), Theorem 1 and Lemma 17.
+    Cost: :math:`O(m^2)` a sign pattern and data set. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in
+    Neural Networks, theorem 1 and lemma 17.
 
     Examples
     --------
@@ -430,11 +436,7 @@ def norm_ball_bound(x: Tensor, p: float, q: float, hidden: int, depth: int, norm
 
     Notes
     -----
-    Cost: one norm a point.
-
-    References
-    ----------
-    Neyshabur, Tomioka & Srebro (2015), Theorem 1.
+    Cost: one norm a point. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural Networks, theorem 1.
 
     Examples
     --------

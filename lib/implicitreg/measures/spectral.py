@@ -34,7 +34,7 @@ def schatten_norm(w: Tensor, p: float) -> Tensor:
     Notes
     -----
     Cost: one singular value decomposition without vectors, :math:`O(d d' \min(d, d'))` a matrix. The largest
-    singular value is factored out, so that neither small ``p`` nor extreme scales overflow early.
+    singular value is factored out, so that neither small ``p`` nor extreme scales overflow early. Source: elementary.
 
     Examples
     --------
@@ -80,10 +80,7 @@ def effective_rank(w: Tensor) -> Tensor:
     Notes
     -----
     Cost: one singular value decomposition without vectors, :math:`O(d d' \min(d, d'))` a matrix.
-
-    References
-    ----------
-    Roy & Vetterli (2007), "The effective rank: a measure of effective dimensionality".
+    Source: Roy & Vetterli 2007, The Effective Rank: A Measure of Effective Dimensionality.
 
     Examples
     --------
@@ -113,7 +110,7 @@ def distance_from_rank(w: Tensor, r: int) -> Tensor:
     r"""Return the Frobenius distance to the matrices of rank at most ``r``.
 
     :math:`D(W, \mathcal M_r) = \min_{\operatorname{rank} W' \le r} \|W - W'\|_F
-    = \big(\sum_{k > r} \sigma_k^2\big)^{1/2}` (Eckart & Young 1936).
+    = \big(\sum_{k > r} \sigma_k^2\big)^{1/2}`.
 
     Parameters
     ----------
@@ -137,6 +134,7 @@ def distance_from_rank(w: Tensor, r: int) -> Tensor:
     Notes
     -----
     Cost: one singular value decomposition without vectors, :math:`O(d d' \min(d, d'))` a matrix.
+    Source: Eckart & Young 1936, The Approximation of One Matrix by Another of Lower Rank.
 
     Examples
     --------
