@@ -28,6 +28,7 @@ from implicitreg.measures import (
     pac_bayes_kl,
     pac_bayes_kl_at,
     path_norm,
+    sampled_straightness,
     segment_profile,
     segment_profiles,
     sharpness,
@@ -190,6 +191,7 @@ COLUMNS = {
     "Segments": [
         lambda net, x: segment_profile(net, x[0], x[1]).outputs,
         lambda net, x: segment_profiles(net, x[:2], x[2:4])[1].slopes,
+        lambda net, x: torch.tensor(sampled_straightness(net, x, generator(), pairs=2).deflection.value),
         lambda net, x: input_gradients(net, x),
     ],
     "Any module": [
