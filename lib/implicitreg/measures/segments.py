@@ -292,7 +292,12 @@ def _in_range(value: Tensor) -> float:
 
 
 def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
-    """Return what is averaged over segments, for all of them at once.
+    r"""Return what is averaged over segments, for all of them at once.
+
+    .. math:: Q = \sum_k g_k^2, \quad \delta^2 = \int_0^1 (s(t) - \bar s)^2\,dt, \quad
+        \bar s = \frac{f(x_1) - f(x_0)}{\|x_1 - x_0\|}
+
+    of each output, the number of breakpoints, and what else `Straightness` lists.
 
     Parameters
     ----------
@@ -302,11 +307,17 @@ def straightness(profiles: Sequence[SegmentProfile]) -> Straightness:
     Returns
     -------
     Straightness
+        Of all profiles, in the shapes and dtypes that it lists.
 
     Raises
     ------
     ValueError
         No profile, or profiles of different numbers of outputs.
+
+    Notes
+    -----
+    Cost: some passes over the pieces of all profiles. Source: the functionals are reconstructed from the abstract of
+    Kubo et al. 2019, Implicit Regularization in Over-parameterized Neural Networks.
 
     Examples
     --------
@@ -385,7 +396,12 @@ def bridge_test(
     Raises
     ------
     TypeError, ValueError
-        ``generator`` is none, or ``draws`` is out of range.
+        ``generator`` is none, ``draws`` is out of range, or there is no profile.
+
+    Notes
+    -----
+    Cost: ``draws`` permutations of a profile's gaps, and as many sums of them. Source: the test is this library's own,
+    of the gaps of Kubo et al. 2019, Implicit Regularization in Over-parameterized Neural Networks.
 
     Examples
     --------
@@ -432,13 +448,14 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
         Flatten, Identity, Sequential and `implicitreg.nets.Residual`, or weight matrices of a ReLU network without
         biases. It is not changed, taken as in evaluation mode, and computed in float64 whatever its dtype.
     x0, x1
-        The ends, shape ``(d,)``, or the shape of one input such as ``(1, 8, 8)``.
+        The ends, shape ``(d,)``, or the shape of one input such as ``(1, 8, 8)``; float32 or float64.
     gradients
         Keep the gradients of all pieces too, which the kinds ``"full"`` need.
 
     Returns
     -------
     SegmentProfile
+        In float64, whatever the dtype of the arguments.
 
     Raises
     ------
@@ -462,7 +479,7 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
     none. Equal ends have one piece of slope 0. Gaps are differences of slopes, and share their rounding errors: a few
     1e-15 of the largest one.
 
-    The functional is reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
+    Source: the functional is reconstructed from the abstract of Kubo et al. 2019, Implicit Regularization in
     Over-parameterized Neural Networks.
 
     Examples
@@ -478,25 +495,33 @@ def segment_profile(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: boo
 def segment_profiles(model: ly.Network, x0: Tensor, x1: Tensor, *, gradients: bool = False) -> list[SegmentProfile]:
     r"""Return the profiles of many segments, as one tensor program.
 
+    Each is the piecewise linear :math:`t \mapsto f\big((1 - t)\,x_0 + t\,x_1\big)` between its own ends, with the
+    gradient gaps :math:`g = u^\top \big(\nabla f(x_{t^+}) - \nabla f(x_{t^-})\big)` at its breakpoints: see
+    `segment_profile`.
+
     Parameters
     ----------
     model
         As for `segment_profile`. Weight matrices with a leading dimension, ``(m, h_i, h_{i-1})``, are m networks.
     x0, x1
         The ends, shape ``(p, d)`` or ``(p, ...)``: one a segment. For m networks the same segments for all, or
-        ``(m, p, d)``.
+        ``(m, p, d)``. float32 or float64.
     gradients
         Keep the gradients of all pieces too.
 
     Returns
     -------
     list of SegmentProfile
-        One a segment, in order; for m networks ``m * p``, those of the first network first.
+        One a segment, in order; for m networks ``m * p``, those of the first network first. In float64.
 
     Raises
     ------
     TypeError, ValueError
         As for `segment_profile`, but for several networks.
+
+    Notes
+    -----
+    Cost: that of `segment_profile` for each, with several segments to a product of matrices. Source: as there.
 
     Examples
     --------
@@ -530,14 +555,15 @@ def _profiles(model: ly.Network, x0: Tensor, x1: Tensor, gradients: bool, single
 
 
 def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
-    r"""Return the gradients of all outputs in the input.
+    r"""Return the gradients of all outputs in the input, :math:`(\nabla f_i(x))_j = \partial f_i / \partial x_j`.
 
     Parameters
     ----------
     model
         As for `segment_profile`; weight matrices ``(m, h_i, h_{i-1})`` are m networks.
     x
-        Inputs, shape ``(n, d)`` or ``(n, ...)``; for m networks the same for all, or ``(m, n, d)``.
+        Inputs, shape ``(n, d)`` or ``(n, ...)``; for m networks the same for all, or ``(m, n, d)``; float32
+        or float64.
 
     Returns
     -------
@@ -552,7 +578,7 @@ def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
     Notes
     -----
     Where a pre-activation is 0, its unit counts as off; of several maxima of a window, the first counts. Cost: one
-    pass forward, and one backward for each output.
+    pass forward, and one backward for each output. Source: elementary.
 
     Examples
     --------
