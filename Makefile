@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SITE_READY := $(VENV)/.ready-site
 BENCH_READY := $(VENV)/.ready-bench
+PEERS := einconv einops linear-operator opt-einsum pyhessian tensorly
 NO_DEPS := curvlinops-for-pytorch backpack-for-pytorch unfoldNd
 SITE := _build/html/searchindex.js
 PDF := _build/implicit-regularization.pdf
@@ -63,8 +64,9 @@ screenshots: $(SITE) | $(SITE_READY)  ## pictures of four pages, in both themes,
 # What the library is compared with. curvlinops asks for torchvision, which would replace torch, so pip must not resolve
 # it. A package that cannot be had is left out, and the tables say so.
 $(BENCH_READY): $(READY)
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench]'
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(NO_DEPS)
+	-for peer in $(PEERS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$peer; done
+	-for peer in $(NO_DEPS); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $$peer; done
 	@touch $@
 
 bench: $(BENCH_READY)  ## time the library against alternatives (10 minutes), and write the book's tables and figure of it

@@ -15,12 +15,14 @@ def floating(value: Tensor, name: str) -> Tensor:
     Raises
     ------
     TypeError
-        It is not.
+        It is not, or it is sparse.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: must have dtype float32 or float64, got {str(value.dtype).removeprefix('torch.')}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: must be dense, got layout {str(value.layout).removeprefix('torch.')}")
     return value
 
 

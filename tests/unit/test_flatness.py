@@ -427,8 +427,12 @@ def test_other_bad_arguments_are_named():
             pac_bayes_kl_at(w, x, y, generator(), **{name: 0})
     with pytest.raises(ValueError, match=r"^most: must be > least"):
         pac_bayes_kl_at(w, x, y, generator(), least=0.1, most=0.1)
-    with pytest.raises(ValueError, match=r"^alpha: must be > 0 for every network"):
+    with pytest.raises(ValueError, match=r"^alpha: must be finite and > 0 for every network"):
         pac_bayes_kl(stacked(w, w), torch.tensor([0.1, 0.0]))
+    with pytest.raises(ValueError, match=r"^alpha: must be finite and > 0 for every network"):
+        pac_bayes_kl(stacked(w, w), torch.tensor([0.1, math.inf]))
+    with pytest.raises(ValueError, match=r"^alpha: must be one number for one network, got shape \(2,\)"):
+        pac_bayes_kl(perceptron(w), torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match=r"^model: 'weights\[0\]': must be finite"):
         pac_bayes_kl([math.nan * w[0], w[1]], 0.1)
     with pytest.raises(TypeError, match=r"^model: must be"):

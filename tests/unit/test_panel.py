@@ -170,6 +170,7 @@ def test_warnings_become_notes():
     net, (x, _) = trained(), data()
     found = report(net, x, net(x).argmin(1), measures=["capacities"])
     assert all(math.isinf(each.value) and "not positive" in each.note for each in found)
+    assert str(found).count("not positive") == 1
 
 
 def test_own_measures_enter_by_their_names():
@@ -182,6 +183,15 @@ def test_own_measures_enter_by_their_names():
     assert [each.name for each in found] == ["margin", "largest_weight"]
     assert found["largest_weight"].value == pytest.approx(float(max(w.abs().max() for w in net.parameters())))
     assert net.training
+
+    def margin(model, x, y):
+        return 0.0
+
+    for twice in (["margin", margin], [margin], ["margin", "margin"], [largest_weight, largest_weight]):
+        with pytest.raises(
+            ValueError, match=r"measures: must have different names, got '(margin|largest_weight)' twice"
+        ):
+            report(net, *data(), measures=twice)
 
     def words(model, x, y):
         return "many"
@@ -200,6 +210,16 @@ def test_what_a_network_does_not_have_is_told_by_name():
     assert "not measured: path norms: model: unsupported layer Sigmoid" in str(found)
     with pytest.raises(TypeError, match="unsupported layer Sigmoid"):
         report(net, x, y, measures=["path norms"])
+
+
+def test_hooks_that_may_change_the_function_are_not_mixed_with_norms_of_another():
+    net, (x, y) = trained(), data()
+    net[0].register_forward_hook(lambda module, inputs, z: 2 * z)
+    found = report(net, x, y, measures=None, work=1e8)
+    assert set(found.refused) == {"capacities", "path norms", "layers", "straightness"}
+    assert all("forward hook of '0' (Linear)" in reason for reason in found.refused.values())
+    with pytest.raises(TypeError, match="forward hook of '0'"):
+        m.capacities(net, x, y)
 
 
 # As a table, as data
@@ -285,6 +305,62 @@ def test_dropout_and_batch_norm_are_measured_in_evaluation_mode():
 # Bad input
 
 
+class Counting(nn.Module):
+    """Writes into a buffer in its forward, in place or anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10).double()
+        self.register_buffer("inplace", torch.zeros(()))
+        self.register_buffer("anew", torch.zeros(()))
+        self.register_buffer("mask", torch.full((2,), -math.inf))
+
+    def forward(self, x):
+        self.inplace += 1
+        self.anew = self.anew + 1
+        return self.linear(x)
+
+
+class Drawing(Counting):
+    """Draws random numbers in evaluation mode too."""
+
+    def forward(self, x):
+        return self.linear(nn.functional.dropout(x))
+
+
+def test_buffers_that_a_forward_writes_are_put_back():
+    net = Counting()
+    found = report(net, *data(), work=1e8)
+    assert {"loss", "Hessian trace", "geometric complexity"} <= {each.name for each in found}
+    assert (float(net.inplace), float(net.anew)) == (0, 0)
+
+
+def test_a_network_that_is_random_in_evaluation_mode_is_refused_and_draws_nothing():
+    net = Drawing()
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="model: must be deterministic in evaluation mode"):
+        report(net, *data())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_norm_without_statistics_is_refused():
+    net = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, track_running_stats=False)).double()
+    with pytest.raises(TypeError, match="model: batch norm '1' without running statistics has no evaluation mode"):
+        report(net, *data())
+
+
+def test_inputs_may_require_gradients():
+    x, y = data()
+    assert report(trained(), x.clone().requires_grad_(), y, measures=["loss", "margin"])["margin"].value > 0
+
+
+class Two(nn.Module):
+    """Returns more than scores."""
+
+    def forward(self, x):
+        return x, x
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
@@ -304,6 +380,10 @@ def test_dropout_and_batch_norm_are_measured_in_evaluation_mode():
         ({"measures": "margin"}, TypeError, "measures: must be a list"),
         ({"measures": ["margins"]}, ValueError, "measures: must be functions or some of loss, margin"),
         ({"measures": []}, ValueError, "measures: must hold at least one"),
+        ({"loss": 3}, TypeError, "loss: must be a function of scores and classes, got int"),
+        ({"loss": nn.CrossEntropyLoss()}, ValueError, r"loss: must return the loss of each sample.*got shape \(\)"),
+        ({"loss": nn.CrossEntropyLoss(reduction="sum")}, ValueError, "loss: must return the loss of each sample"),
+        ({"model": Two()}, ValueError, "model: outputs must have shape .*got tuple"),
         ({"seed": -1}, ValueError, "seed: must be an integer >= 0"),
         ({"work": 0}, ValueError, "work: must be a number > 0"),
         ({"work": math.nan}, ValueError, "work: must be a number > 0"),

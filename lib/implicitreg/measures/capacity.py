@@ -48,8 +48,9 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"x: of shape {tuple(x.shape)} and {x.dtype} does not fit the model: {error}") from error
-    if z.ndim < 2 or z.shape[-1] < 2:
-        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {tuple(z.shape)}")
+    if not isinstance(z, Tensor) or z.ndim < 2 or z.shape[-1] < 2:
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {got}")
     checks.scored(y, z, "y")
     try:
         return checks.finite(z, "model: outputs")
@@ -221,6 +222,7 @@ def capacities(
             )
         ly.finite(model)
         found = ly.layers(model)
+        ly.unhooked(model)
         norm = torch.stack(
             [
                 group_product(found, 2, 2),

@@ -84,9 +84,8 @@ def geometric_complexity(model: ly.Network, x: Tensor, *, batch: int | None = No
         if any(w.ndim != 2 for w in ly.matrices(model)):
             raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in model]}")
         model = perceptron(model)
-    for name, part in model.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
-            raise TypeError(f"model: batch norm {name!r} without running statistics has no evaluation mode")
+    own = next(model.parameters(), x)
+    checks.located(x, own.device, "x")
     # In inference mode there are no gradients.
     with torch.inference_mode(False), torch.enable_grad(), ly.evaluation(model):
         x = x.detach()

@@ -25,12 +25,34 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def each_loss(loss: Loss, z: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample, ``(..., n)``; refuse one that is summed or averaged over samples.
+
+    Raises
+    ------
+    TypeError
+        It is no function.
+    ValueError
+        It returns something else.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss: must be a function of scores and classes, got {type(loss).__name__}")
+    values = loss(z, y)
+    if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"loss: must return the loss of each sample, shape {tuple(z.shape[:-1])}, got {got}; of torch's own losses "
+            "take reduction='none'"
+        )
+    return checks.finite(values, "loss")
+
+
 @contextmanager
 def _mean_loss(
     model: ly.Network, x: Tensor, y: Tensor, loss: Loss
 ) -> Iterator[tuple[list[Tensor], Callable[[Sequence[Tensor]], Tensor]]]:
     """Yield a network's weights and the mean loss as a function of them, ``()`` or ``(...)``."""
-    scores(model, x, y)
+    each_loss(loss, scores(model, x, y), y)
     with torch.inference_mode(False), torch.no_grad():
         x, y = _ordinary(x), _ordinary(y)
         if not isinstance(model, nn.Module):
@@ -269,8 +291,10 @@ def pac_bayes_kl(model: ly.Network, alpha: float | Tensor) -> Tensor:
     """
     if not isinstance(alpha, Tensor):
         alpha = torch.tensor(checks.positive(alpha, "alpha"), dtype=torch.float64)
-    elif not (alpha > 0).all():
-        raise ValueError("alpha: must be > 0 for every network")
+    elif not (torch.isfinite(alpha) & (alpha > 0)).all():
+        raise ValueError("alpha: must be finite and > 0 for every network")
+    elif isinstance(model, nn.Module) and alpha.ndim:
+        raise ValueError(f"alpha: must be one number for one network, got shape {tuple(alpha.shape)}")
     ly.finite(model)
     with torch.no_grad():
         dims = None if isinstance(model, nn.Module) else (-2, -1)

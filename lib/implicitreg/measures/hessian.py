@@ -83,9 +83,9 @@ class _Hessian:
 
     def _loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of some samples, checked."""
-        if y.dtype == torch.int64 and z.ndim == 2 and y.ndim == 1:
+        if y.dtype == torch.int64 and z.ndim == 2 and y.ndim == 1 and z.shape[1] > 1:
             checks.scored(y, z, "y")
-        elif y.is_floating_point() and y.shape != z.shape and y.numel() == z.numel():
+        elif y.is_floating_point() and y.shape != z.shape and (y.numel() == z.numel() or y.ndim == z.ndim):
             raise ValueError(f"y: must have the shape of the outputs, {tuple(z.shape)}, got {tuple(y.shape)}")
         try:
             values = self.loss(z, y)
@@ -219,8 +219,7 @@ def _data(x: Tensor, y: Tensor, device: torch.device) -> None:
     if not y.ndim or len(y) != len(x):
         raise ValueError(f"y: must have one entry for each of the {len(x)} samples, got shape {tuple(y.shape)}")
     for value, name in ((x, "x"), (y, "y")):
-        if value.device != device:
-            raise ValueError(f"{name}: must be on the device of the model, {device}, got {value.device}")
+        checks.located(value, device, name)
     checks.finite(x, "x")
     if y.is_floating_point():
         checks.finite(y, "y")
@@ -533,7 +532,7 @@ def _trace(
         return within, without
 
     def aimed(value: float) -> float:
-        return abs(value) / 50 if target is None else target
+        return abs(value) / 20 if target is None else target
 
     def estimate() -> tuple[float, float, float, float]:
         quadratic, squares = torch.tensor(found, dtype=torch.float64).T
@@ -607,7 +606,7 @@ def hessian_trace(
     generator
         Source of randomness, on the CPU.
     target_se
-        Standard error at which to stop, > 0; by default 2 % of the absolute value of the trace.
+        Standard error at which to stop, > 0; by default 5 % of the absolute value of the trace.
     max_products
         Most products with a vector, >= 32.
 

@@ -17,7 +17,7 @@ from implicitreg.citations import SOURCES, bibtex, short
 from implicitreg.dynamics.losses import cross_entropy
 from implicitreg.measures.capacity import capacities, margin, scores
 from implicitreg.measures.complexity import geometric_complexity
-from implicitreg.measures.flatness import Loss, expected_sharpness, pac_bayes_kl, pac_bayes_kl_at, sharpness
+from implicitreg.measures.flatness import Loss, each_loss, expected_sharpness, pac_bayes_kl, pac_bayes_kl_at, sharpness
 from implicitreg.measures.hessian import hessian_eigenvalues, hessian_trace
 from implicitreg.measures.layerwise import layer_norms
 from implicitreg.measures.norms import path_norm
@@ -88,6 +88,7 @@ class _Case:
     x: Tensor
     y: Tensor
     loss: Loss
+    outputs: int
     flops: float
     work: float
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -99,11 +100,12 @@ class _Case:
         if m >= n:
             return self.x, self.y, ""
         drawn = torch.randperm(n, generator=self.generator)[:m].to(self.x.device)
-        return self.x[drawn], self.y[drawn.to(self.y.device)], f"of {m:,} of {n:,} samples"
+        return self.x[drawn], self.y[drawn.to(self.y.device)], f"of {m:,} of {n:,} samples, drawn once"
 
 
-# Fewest samples, draws of the noise, products with the Hessian, and how many of its eigenvalues.
-_FEWEST, _DRAWS, _PRODUCTS, _EIGENVALUES = 16, 20, 100, 2
+# Fewest samples; steps of the ascent; perturbations, and those at each α that PAC-Bayes tries; products with the
+# Hessian, and how many of its eigenvalues.
+_FEWEST, _STEPS, _PERTURBED, _DRAWS, _PRODUCTS, _EIGENVALUES = 16, 200, 50, 20, 100, 2
 
 
 def _loss(case: _Case) -> Iterator[Measured]:
@@ -131,32 +133,38 @@ def _shape(case: _Case) -> tuple[int, ...] | None:
 def _capacities(case: _Case) -> Iterator[Measured]:
     found = capacities(case.model, case.x, case.y)
     for name in ("l2", "l1_path", "l2_path", "spectral"):
-        yield Measured(f"capacity: {name.replace('_', '-')}", float(getattr(found, name)), cost="1 forward pass")
+        yield Measured(
+            f"capacity: {name.replace('_', '-')}", float(getattr(found, name)), cost="1 forward pass, singular values"
+        )
 
 
 def _path_norms(case: _Case) -> Iterator[Measured]:
     for p in (1, 2):
         value = path_norm(case.model, p, input_shape=_shape(case)).detach()
         yield Measured(f"path norm: l{p}", float(value), cost="1 pass of one input")
+    ly.unhooked(case.model)
 
 
 def _layers(case: _Case) -> Iterator[Measured]:
-    for layer in layer_norms(case.model, input_shape=_shape(case)):
+    norms = layer_norms(case.model, input_shape=_shape(case))
+    ly.unhooked(case.model)
+    for layer in norms:
         for name in _SECTIONS[1:]:
             value = float(getattr(layer, name.lower().removesuffix(" norm").replace(" ", "_")))
             yield Measured(f"{name}: {layer.name}", value, cost="singular values", layer=layer.name)
 
 
 def _sharpness(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.25, 3 * 200)
-    value = float(sharpness(case.model, x, y, ALPHA, loss=case.loss))
-    yield Measured("sharpness", value, cost="200 gradients", note=_joined("from below", note))
+    x, y, note = case.within(0.25, 3 * _STEPS)
+    value = float(sharpness(case.model, x, y, ALPHA, steps=_STEPS, loss=case.loss))
+    yield Measured("sharpness", value, cost=f"{_STEPS} gradients", note=_joined("from below", note))
 
 
 def _expected_sharpness(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.05, 51)
-    found = expected_sharpness(case.model, x, y, SPREAD, case.generator, loss=case.loss)
-    yield Measured("expected sharpness", float(found.value), float(found.standard_error), "51 forward passes", note)
+    x, y, note = case.within(0.05, _PERTURBED + 1)
+    found = expected_sharpness(case.model, x, y, SPREAD, case.generator, draws=_PERTURBED, loss=case.loss)
+    cost = f"{_PERTURBED + 1} forward passes"
+    yield Measured("expected sharpness", float(found.value), float(found.standard_error), cost, note)
 
 
 def _pac_bayes(case: _Case) -> Iterator[Measured]:
@@ -180,22 +188,32 @@ def _pac_bayes(case: _Case) -> Iterator[Measured]:
     yield Measured("PAC-Bayes KL", kl, error, f"{19 * _DRAWS} forward passes", note)
 
 
+def _quietly(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a routine that warns of what its result tells too, with advice that no reader of a report can take."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return function(*arguments, **options)
+
+
 def _eigenvalues(case: _Case) -> Iterator[Measured]:
     x, y, note = case.within(0.2, 6 * _PRODUCTS)
-    found = hessian_eigenvalues(case.model, case.loss, x, y, k=_EIGENVALUES, max_products=_PRODUCTS)
+    found = _quietly(hessian_eigenvalues, case.model, case.loss, x, y, k=_EIGENVALUES, max_products=_PRODUCTS)
+    note = _joined(note, "" if found.converged else "not all have converged")
     for i, value in enumerate(found.values.tolist(), start=1):
         yield Measured(f"Hessian eigenvalue {i}", value, cost=f"{found.products} Hessian products", note=note)
 
 
 def _trace(case: _Case) -> Iterator[Measured]:
     x, y, note = case.within(0.2, 6 * _PRODUCTS)
-    found = hessian_trace(case.model, case.loss, x, y, case.generator, max_products=_PRODUCTS)
+    found = _quietly(hessian_trace, case.model, case.loss, x, y, case.generator, max_products=_PRODUCTS)
+    note = _joined(note, "" if found.converged else "s.e. above 5 %")
     cost = f"{found.products} Hessian products"
     yield Measured("Hessian trace", float(found.value), float(found.standard_error), cost, note)
 
 
 def _straightness(case: _Case) -> Iterator[Measured]:
     found = sampled_straightness(case.model, case.x, case.generator)
+    ly.unhooked(case.model)
     how = f"{found.pairs} pairs of samples"
     note = "" if found.exact else "parts of their segments"
     for name in ("breakpoints", "gap deviation", "deflection", "non-straightness"):
@@ -204,7 +222,7 @@ def _straightness(case: _Case) -> Iterator[Measured]:
 
 
 def _complexity(case: _Case) -> Iterator[Measured]:
-    x, _, note = case.within(0.1, 3 * 10)
+    x, _, note = case.within(0.1, 3 * case.outputs)
     found = geometric_complexity(case.model, x)
     yield Measured("geometric complexity", found.value, found.standard_error, "1 gradient an output", note)
 
@@ -301,10 +319,14 @@ class Report:
     def _rows(self) -> list[tuple[str, ...]]:
         """Return the table of what belongs to the whole network, as text."""
         rows: list[tuple[str, ...]] = []
+        said = ""
         for each in self.measured:
             if each.layer is None:
                 error = "" if each.standard_error is None else f"{each.standard_error:.2g}"
-                rows.append((each.name, f"{each.value:.4g}", error, _joined(each.cost, each.note), each.source))
+                # A note of a line or more is told once.
+                note = "see above" if each.note == said and len(said) > 40 else each.note
+                said = each.note
+                rows.append((each.name, f"{each.value:.4g}", error, _joined(each.cost, note), each.source))
         return rows
 
     def _layers(self) -> list[tuple[str, ...]]:
@@ -423,7 +445,8 @@ def report(
 
     Notes
     -----
-    Warnings of the measures stand in the notes of their rows. Cost: with the default work about a minute on two cores
+    Warnings of the measures stand in the notes of their rows. Standard errors leave out which samples were drawn for
+    a row. Cost: with the default work about a minute on two cores
     for a network of convolutions, seconds for a perceptron on a thousand inputs.
 
     Examples
@@ -440,8 +463,9 @@ def report(
     work = checks.positive(work, "work", infinite=True)
     if not isinstance(model, nn.Module) and any(w.ndim != 2 for w in ly.matrices(model)):
         raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in model]}")
-    scores(model, x, y)
-    case = _Case(model, x, y, loss, _flops(model, x), work)
+    z = scores(model, x, y)
+    each_loss(loss, z, y)
+    case = _Case(model, x, y, loss, z.shape[-1], _flops(model, x), work)
     measured: list[Measured] = []
     refused: dict[str, str] = {}
     for name, compute in chosen.items():
@@ -472,12 +496,12 @@ def _chosen(measures: Iterable[str | Custom] | None) -> dict[str, Compute]:
         raise TypeError(f"measures: must be a list of names and functions, got {measures!r}")
     chosen: dict[str, Compute] = {}
     for each in measures:
-        if callable(each):
-            chosen[getattr(each, "__name__", type(each).__name__)] = _custom(each)
-        elif each in _PANEL:
-            chosen[each] = _PANEL[each][0]
-        else:
+        name = getattr(each, "__name__", type(each).__name__) if callable(each) else each
+        if not callable(each) and name not in _PANEL:
             raise ValueError(f"measures: must be functions or some of {', '.join(_PANEL)}, got {each!r}")
+        if name in chosen or (callable(each) and name in _PANEL):
+            raise ValueError(f"measures: must have different names, got {name!r} twice")
+        chosen[name] = _custom(each) if callable(each) else _PANEL[name][0]
     if not chosen:
         raise ValueError("measures: must hold at least one")
     return chosen
@@ -488,7 +512,7 @@ def _custom(function: Custom) -> Compute:
 
     def compute(case: _Case) -> Iterator[Measured]:
         if isinstance(case.model, nn.Module):
-            with ly.evaluation(case.model):
+            with ly.evaluation(case.model, random=True):
                 value = function(case.model, case.x, case.y)
         else:
             value = function(case.model, case.x, case.y)
@@ -516,7 +540,7 @@ def _flops(model: ly.Network, x: Tensor) -> float:
         from torch.utils.flop_counter import FlopCounterMode
 
         with torch.no_grad(), ly.evaluation(model), FlopCounterMode(display=False) as counter:
-            model(x[:1])
+            model(x[:1].detach())
         total = float(counter.get_total_flops())
     return max(total, 1e4) * (2 if x.dtype == torch.float64 else 1)
 

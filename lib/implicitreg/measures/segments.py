@@ -626,7 +626,7 @@ class Program:
 
     def fitting(self, x: Tensor, name: str, single: bool = False) -> Tensor:
         """Return inputs, or a single one, as a table with a row for each network and input."""
-        checks.finite(checks.floating(x, name), name)
+        checks.located(checks.finite(checks.floating(x, name), name), self.device, name)
         if single and self.networks is not None:
             raise ValueError(f"model: must be one network, got weights of {self.networks}; segment_profiles takes them")
         first = self.layers[0]
@@ -652,8 +652,8 @@ class Program:
         return table.detach().flatten(0, n)
 
     def inputs(self, x: Tensor, name: str, single: bool = False) -> Tensor:
-        """Return the same in float64, on the device of the network."""
-        return self.fitting(x, name, single).to(self.device, torch.float64)
+        """Return the same in float64."""
+        return self.fitting(x, name, single).to(torch.float64)
 
     def affine(self, layer: ly.Layer, table: Tensor, segment: Tensor) -> Tensor:
         """Return what a layer without a non-linearity makes of tables ``(..., rows, units)``; bias for the first."""

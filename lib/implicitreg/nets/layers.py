@@ -158,9 +158,24 @@ def unsupported(module: nn.Module, name: str, supported: str, reason: str = "") 
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and put every part back into the mode it was in."""
+def evaluation(model: nn.Module, *, random: bool = False) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part, buffer and torch's random generator back to what they were.
+
+    Raises
+    ------
+    TypeError
+        A batch norm has no running statistics, so that its outputs depend on the batch in every mode.
+    ValueError
+        Random numbers were drawn, unless ``random``: what the module computes is not a function.
+    """
+    for name, part in model.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise TypeError(f"model: batch norm {name!r} without running statistics has no evaluation mode")
     training = [part for part in model.modules() if part.training]
+    buffers = [
+        (part, key, b, b.clone()) for part in model.modules() for key, b in part._buffers.items() if b is not None
+    ]
+    state = torch.get_rng_state()
     for part in training:
         part.training = False
     try:
@@ -168,6 +183,30 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+        for part, key, buffer, before in buffers:
+            part._buffers[key] = buffer
+            if not buffer.is_inference() and not buffer.is_meta and not torch.equal(buffer, before):
+                buffer.detach().copy_(before)
+        drawn = not torch.equal(torch.get_rng_state(), state)
+        torch.set_rng_state(state)
+    if drawn and not random:
+        raise ValueError("model: must be deterministic in evaluation mode, but its forward drew random numbers")
+
+
+def unhooked(network: Network) -> None:
+    """Refuse hooks that may change what a network computes, where what follows its layers meets what calls it.
+
+    Raises
+    ------
+    TypeError
+        Some part has a forward hook or forward pre-hook; the message names it.
+    """
+    for name, part in network.named_modules() if isinstance(network, nn.Module) else ():
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise TypeError(
+                f"model: a forward hook of {name!r} ({type(part).__name__}) may change what it computes, "
+                "and measures that follow its layers do not run it; remove it first"
+            )
 
 
 def parameter(module: nn.Module, key: str, name: str) -> Any:
@@ -376,7 +415,12 @@ def finite(network: Network) -> None:
         A parameter or buffer holds NaN or infinity; the message names it.
     """
     if isinstance(network, nn.Module):
-        named = [*network.named_parameters(), *network.named_buffers()]
+        # Other buffers may be infinite, such as a mask; what they make of the outputs is checked there.
+        norms = [(n, part) for n, part in network.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        named = [
+            *network.named_parameters(),
+            *((f"{n}.{key}", b) for n, part in norms for key, b in part.named_buffers()),
+        ]
     else:
         named = [(f"weights[{i}]", w) for i, w in enumerate(matrices(network))]
     for name, w in named:

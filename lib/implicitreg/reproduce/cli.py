@@ -279,7 +279,9 @@ def measure(
     samples: Annotated[int, typer.Option(min=2, help="How many, drawn where there are more.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is where the network is built.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; null where a value is infinite or undefined.")
+    ] = False,
 ) -> None:
     """Measure a network of your own: margins, norms, ranks, sharpness, curvature."""
     _device(device)
@@ -287,7 +289,7 @@ def measure(
     from implicitreg.measures import report
     from implicitreg.reproduce import measuring, storage
 
-    model = measuring.network(network)
+    model = measuring.network(network, seed)
     if checkpoint is not None:
         measuring.restore(model, checkpoint)
     if device != "auto":

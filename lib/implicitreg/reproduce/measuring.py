@@ -23,7 +23,7 @@ DATA = ("digits", "mnist")
 _STATES = ("state_dict", "model_state_dict", "model")
 
 
-def network(words: str) -> nn.Module:
+def network(words: str, seed: int = 0) -> nn.Module:
     """Return the network that a file's factory makes.
 
     Parameters
@@ -31,6 +31,8 @@ def network(words: str) -> nn.Module:
     words
         ``FILE:FACTORY``: a Python file, and in it the name of a function or class that takes no arguments and returns
         a module, or of a module. The file is executed.
+    seed
+        Of torch's generator, before that: without a checkpoint the start is measured, and is the same every time.
 
     Raises
     ------
@@ -49,6 +51,7 @@ def network(words: str) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     # As when Python is given the file: what lies beside it can be imported.
     sys.path.insert(0, str(path.resolve().parent))
+    torch.manual_seed(seed)
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, factory):
@@ -127,11 +130,11 @@ def samples(words: str, model: nn.Module, most: int, seed: int) -> tuple[Tensor,
     UsageError
         There are no such data, or the network does not take them.
     """
-    if words == "digits":
-        images = data.digits(dtype=torch.float32)
-        x, y = images.images, images.labels
-    elif words == "mnist":
-        images = data.mnist(dtype=torch.float32)
+    if words in DATA:
+        try:
+            images = data.digits(dtype=torch.float32) if words == "digits" else data.mnist(dtype=torch.float32)
+        except data.DataError as error:
+            raise UsageError(_line(error)) from None
         x, y = images.images, images.labels
     elif words.endswith(".npz"):
         x, y = _arrays(Path(words))
@@ -143,19 +146,25 @@ def samples(words: str, model: nn.Module, most: int, seed: int) -> tuple[Tensor,
     own = next((w for w in model.parameters() if w.is_floating_point()), torch.empty(0))
     x, y = x.to(own), y.to(own.device)
     shapes = [x] if words not in DATA else [x, x.flatten(1)]
+    complaints = []
     for inputs in shapes:
-        if _takes(model, inputs[:1]):
+        complaint = _complaint(model, inputs[:1])
+        if not complaint:
             return inputs, y
-    tried = " or ".join(str(tuple(inputs.shape)) for inputs in shapes)
-    raise UsageError(f"the network takes no inputs of shape {tried} to outputs (n, k)")
+        complaints.append(f"of shape {tuple(inputs.shape)}: {complaint}")
+    raise UsageError(f"the network does not take inputs {'; '.join(complaints)}")
 
 
-def _takes(model: nn.Module, x: Tensor) -> bool:
+def _complaint(model: nn.Module, x: Tensor) -> str:
+    """Return why a network does not make scores of an input, or nothing."""
     try:
         with torch.no_grad(), evaluation(model):
-            return bool(model(x).ndim == 2)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
+            z = model(x)
+    except Exception as error:  # whatever the user's own code raises
+        return f"{type(error).__name__}: {_line(error)}"
+    if isinstance(z, Tensor) and z.ndim == 2:
+        return ""
+    return f"outputs must have shape (n, k), got {tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__}"
 
 
 def _arrays(path: Path) -> tuple[Tensor, Tensor]:

@@ -155,7 +155,10 @@ def test_nothing_in_a_checkpoint_is_executed(here, capsys):
         ("net.py:build --data integers.npz", "integers.npz: x must be float32 or float64.*got uint8"),
         ("net.py:build --data labels.npz", "labels.npz: y must hold one integer.*got float64"),
         ("net.py:build --data short.npz", r"short.npz: y must hold one integer.*of the 5 inputs.*\(4,\)"),
-        ("net.py:build --data wide.npz", r"the network takes no inputs of shape \(5, 65\)"),
+        (
+            "net.py:build --data wide.npz",
+            r"the network does not take inputs of shape \(5, 65\): RuntimeError: mat1 and mat2",
+        ),
         ("net.py:build --data high.npz", r"y: must lie in 0 \.\.\. 9, got 0 \.\.\. 10"),
         ("net.py:build --data digits --measures margins", "measures: must be functions or some of loss, margin"),
         ("net.py:build --data digits --samples 1", "samples"),
