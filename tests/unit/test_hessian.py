@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from implicitreg.dynamics import cross_entropy
-from implicitreg.measures import hessian_eigenvalues, hessian_trace
+from implicitreg.measures import hessian, hessian_eigenvalues, hessian_trace
 from implicitreg.nets import gaussian_weights, perceptron
 
 module = sys.modules["implicitreg.measures.hessian"]
@@ -713,3 +713,59 @@ def test_other_bad_arguments_are_named():
     for target in (0, -1, math.nan, math.inf, "1", True):
         with pytest.raises(ValueError, match=r"^target_se: must be a finite number > 0"):
             hessian_trace(model, F.cross_entropy, x, y, generator(), target_se=target)
+
+
+# Eigenvectors in float32, values in float64
+
+
+class Precise(nn.Module):
+    """Takes float64 alone, or leaves the range of float32."""
+
+    def __init__(self, scale=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+        self.scale = scale
+
+    def forward(self, x):
+        if self.scale is None:
+            return self.net(x) @ torch.eye(3, dtype=torch.float64)
+        return self.net(x) * self.scale / self.scale
+
+
+@pytest.mark.parametrize("model", [Precise(), Precise(1e200), Precise(1.0)], ids=["float64 alone", "range", "either"])
+@pytest.mark.parametrize("which", ["largest", "both"])
+def test_precision_does_not_depend_on_where_vectors_are_looked_for(model, which):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (40,), generator=generator)
+    found = hessian_eigenvalues(model, F.cross_entropy, x, y, which=which)
+    tight = hessian_eigenvalues(model, F.cross_entropy, x, y, which=which, tol=1e-12)
+    assert found.converged
+    torch.testing.assert_close(found.values, tight.values, rtol=1e-8, atol=1e-11)
+    operator = hessian._Hessian(model, F.cross_entropy, x, y, None)
+    residuals = [(operator(v) - value * v).norm() for v, value in zip(found.vectors, found.values, strict=True)]
+    torch.testing.assert_close(found.residuals, torch.stack(residuals).detach(), rtol=1e-3, atol=1e-13)
+    assert (operator.rounded() is None) == (model.scale != 1)
+
+
+def test_products_of_both_precisions_are_counted_and_bounded(monkeypatch):
+    model = Precise(1.0)
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.arange(40) % 3
+    count = []
+    original = hessian._Hessian.__call__
+    monkeypatch.setattr(hessian._Hessian, "__call__", lambda self, v: count.append(self.dtype) or original(self, v))
+    found = hessian_eigenvalues(model, F.cross_entropy, x, y)
+    assert found.products == len(count)
+    # Vectors that single precision is made to get wrong are found out, and looked for in double precision.
+    monkeypatch.setattr(
+        hessian._Hessian, "__call__", lambda self, v: original(self, v) * (1 if self.weights[0].dtype == x.dtype else v)
+    )
+    again = hessian_eigenvalues(model, F.cross_entropy, x, y)
+    assert again.converged
+    assert again.products > found.products
+    torch.testing.assert_close(again.values, found.values, rtol=1e-8, atol=0)
+    with pytest.warns(RuntimeWarning, match="eigenvalues were found by"):
+        few = hessian_eigenvalues(model, F.cross_entropy, x, y, max_products=20)
+    assert few.products <= 20

@@ -1,5 +1,6 @@
 """Eigenvalues and trace of the Hessian of the training loss, from products with vectors that share one graph."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ _BASIS = 2**29
 _TRIED = 32
 # What standard errors of traces are multiplied by, so that two of them hold in 97 of 100 cases, not 95.
 _MARGIN = 1.1
+# Down to this tolerance the eigenvectors may be looked for in float32.
+_ROUNDED = 1e-6
 # For the trace: random vectors before the Lanczos steps, and after them at least; steps whose gain is averaged, and
 # the step after which single layers are tried; up to how many parameters the trace is computed exactly.
 _PROBES, _LEAST, _WINDOW, _TRIAL, _FEW = 6, 3, 4, 16, 26
@@ -65,6 +68,20 @@ class _Hessian:
             batch = math.ceil(n / math.ceil(n / batch))
         self.parts = [slice(i, i + batch) for i in range(0, n, batch)]
         self.graphs = [self._gradient(part) for part in self.parts] if self.kept else []
+
+    def rounded(self) -> "_Hessian | None":
+        """Return the same in float32, half as dear a product; None where network or loss take float64 alone."""
+        other = copy.copy(self)
+        other.products = 0
+        with torch.inference_mode(False), torch.no_grad():
+            other.weights = [w.detach().float().requires_grad_() for w in self.weights]
+            other.buffers = {name: b.float() if b.is_floating_point() else b for name, b in self.buffers.items()}
+            other.x, other.y = self.x.float(), self.y.float() if self.y.is_floating_point() else self.y
+        try:
+            other.graphs = [other._gradient(part) for part in other.parts] if other.kept else []
+        except (TypeError, ValueError):
+            return None
+        return other
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the checked outputs of some samples."""
@@ -242,7 +259,7 @@ class HessianEigenvalues:
     converged
         Whether all were found, and their residuals are as small as asked for.
     products
-        Number of products of the Hessian with a vector.
+        Number of products of the Hessian with a vector, in either precision.
     """
 
     values: Tensor
@@ -364,7 +381,9 @@ def hessian_eigenvalues(
     What torch does not differentiate twice without saying so, such as a function marked ``once_differentiable``,
     counts as constant the second time.
 
-    Lanczos iterations with restarts (ARPACK). For up to 4 k + 14 parameters the whole matrix is computed instead.
+    Lanczos iterations with restarts (ARPACK). For up to 4 k + 14 parameters the whole matrix is computed instead. In
+    float64, with a tolerance of at least 1e-6, the eigenvectors are looked for by products in float32; values and
+    residuals come from products in float64, and where these are not as small as asked for, all is done in float64.
     Cost: usually 11 to 50 products for k = 1. Each takes two to three times as long as a gradient, if the graphs are
     kept; and 2 k + 7 vectors of p numbers are held in float64. Sources: Pearlmutter 1994, Fast Exact Multiplication
     by the Hessian; Lehoucq, Sorensen and Yang 1998, ARPACK Users' Guide.
@@ -396,25 +415,42 @@ def hessian_eigenvalues(
     start = torch.randn(p, generator=generator, dtype=torch.float64).to(product.device)
     values, residuals, vectors, converged = [], [], [], True
     h = _dense(product, start) if few else None
-    for largest in ends:
-        if h is None:
-            v, scale = _lanczos(product, start, k, largest, tol, most // len(ends))
-        else:
-            v = torch.linalg.eigh(h).eigenvectors.mT
-            v, scale = v[-k:] if largest else v[:k], 2 * float(h.norm()) / math.sqrt(p)
-        hv = torch.stack([product(each) if h is None else h @ each for each in v]) if len(v) else v
-        value = (v * hv).sum(-1)
-        residual = torch.linalg.vector_norm(hv - value[:, None] * v, dim=-1)
-        converged &= len(v) == k and bool((residual <= tol * (value.abs() + scale)).all())
+    # An eigenvector that is off by ε gives an eigenvalue that is off by ε²: single precision finds the one, double
+    # precision the other, and whether it was found.
+    rough = product.rounded() if h is None and product.dtype == torch.float64 and tol >= _ROUNDED else None
+    for i, largest in enumerate(ends):
+        for each in (rough, product) if rough else (product,):
+            used = product.products + (rough.products if rough else 0)
+            left = (most - used) // (len(ends) - i)
+            if h is not None:
+                v = torch.linalg.eigh(h).eigenvectors.mT
+                v, scale = v[-k:] if largest else v[:k], 2 * float(h.norm()) / math.sqrt(p)
+            elif left < 4 * k + 15:
+                break
+            else:
+                try:
+                    v, scale = _lanczos(each, start, k, largest, tol, left)
+                except ValueError:  # out of the range of float32
+                    if each is product:
+                        raise
+                    continue
+            hv = torch.stack([product(u) if h is None else h @ u for u in v]) if len(v) else v
+            value = (v * hv).sum(-1)
+            residual = torch.linalg.vector_norm(hv - value[:, None] * v, dim=-1)
+            found = len(v) == k and bool((residual <= tol * (value.abs() + scale)).all())
+            if found:
+                break
+        converged &= found
         missing = k - len(v)
         order = value.argsort(descending=True)
         values.append(nn.functional.pad(value[order], (0, missing), value=math.nan))
         residuals.append(nn.functional.pad(residual[order], (0, missing), value=math.nan))
         vectors.append(nn.functional.pad(v[order], (0, 0, 0, missing), value=math.nan))
+    products = product.products + (rough.products if rough else 0)
     if not converged:
-        found = torch.cat(values).isfinite().sum()
+        number = torch.cat(values).isfinite().sum()
         warnings.warn(
-            f"{found} of {k * len(ends)} eigenvalues were found by {product.products} products, with residuals up to "
+            f"{number} of {k * len(ends)} eigenvalues were found by {products} products, with residuals up to "
             f"{torch.cat(residuals).nan_to_num().max().item():.3g}; increase max_products or tol",
             RuntimeWarning,
             stacklevel=2,
@@ -425,7 +461,7 @@ def hessian_eigenvalues(
         torch.cat(residuals).to(dtype),
         torch.cat(vectors).to(dtype),
         converged,
-        product.products,
+        products,
     )
 
 
