@@ -82,37 +82,42 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Case:
-    """A network, its data, and how much may be spent on one measure."""
+    """A network, its data, its scores of them, and how much may be spent on one measure."""
 
     model: ly.Network
     x: Tensor
     y: Tensor
     loss: Loss
-    outputs: int
+    z: Tensor
     flops: float
     work: float
     generator: torch.Generator = field(default_factory=torch.Generator)
 
-    def within(self, share: float, passes: float) -> tuple[Tensor, Tensor, str]:
-        """Return as many samples as ``passes`` forward passes over them cost this share of the work, and a remark."""
+    def within(self, share: float, repeats: int, passes: float) -> tuple[Tensor, Tensor, int, str]:
+        """Return samples, repetitions and a remark: as many as cost this share of the work, or nearly.
+
+        Some ``passes`` forward passes over the samples are repeated. First there are fewer samples, then, down to a
+        quarter, fewer repetitions.
+        """
         n = len(self.x)
-        m = max(_FEWEST, math.floor(min(n, share * self.work / (passes * self.flops))))
+        room = share * self.work / (passes * self.flops)
+        m = max(_FEWEST, math.floor(min(n, room / repeats)))
+        repeats = max(repeats // 4, math.floor(min(repeats, room / min(m, n))))
         if m >= n:
-            return self.x, self.y, ""
+            return self.x, self.y, repeats, ""
         drawn = torch.randperm(n, generator=self.generator)[:m].to(self.x.device)
-        return self.x[drawn], self.y[drawn.to(self.y.device)], f"of {m:,} of {n:,} samples, drawn once"
+        return self.x[drawn], self.y[drawn.to(self.y.device)], repeats, f"of {m:,} of {n:,} samples, drawn once"
 
 
 # Fewest samples; steps of the ascent; perturbations, and those at each α that PAC-Bayes tries; products with the
-# Hessian, and how many of its eigenvalues.
-_FEWEST, _STEPS, _PERTURBED, _DRAWS, _PRODUCTS, _EIGENVALUES = 16, 200, 50, 20, 100, 2
+# Hessian, at most and at least; and how many of its eigenvalues.
+_FEWEST, _STEPS, _PERTURBED, _DRAWS, _PRODUCTS, _LEAST, _EIGENVALUES = 8, 200, 50, 20, 100, 32, 2
 
 
 def _loss(case: _Case) -> Iterator[Measured]:
-    z = scores(case.model, case.x, case.y)
     for name, each in (
-        ("loss", case.loss(z, case.y)),
-        ("error rate", (z.argmax(-1) != case.y).to(torch.float64)),
+        ("loss", case.loss(case.z, case.y)),
+        ("error rate", (case.z.argmax(-1) != case.y).to(torch.float64)),
     ):
         yield Measured(name, float(each.mean()), _standard_error(each), "1 forward pass")
 
@@ -155,22 +160,22 @@ def _layers(case: _Case) -> Iterator[Measured]:
 
 
 def _sharpness(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.25, 3 * _STEPS)
-    value = float(sharpness(case.model, x, y, ALPHA, steps=_STEPS, loss=case.loss))
-    yield Measured("sharpness", value, cost=f"{_STEPS} gradients", note=_joined("from below", note))
+    x, y, steps, note = case.within(0.25, _STEPS, 3)
+    value = float(sharpness(case.model, x, y, ALPHA, steps=steps, loss=case.loss))
+    yield Measured("sharpness", value, cost=f"{steps} gradients", note=_joined("from below", note))
 
 
 def _expected_sharpness(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.05, _PERTURBED + 1)
-    found = expected_sharpness(case.model, x, y, SPREAD, case.generator, draws=_PERTURBED, loss=case.loss)
-    cost = f"{_PERTURBED + 1} forward passes"
+    x, y, draws, note = case.within(0.05, _PERTURBED, 1)
+    found = expected_sharpness(case.model, x, y, SPREAD, case.generator, draws=draws, loss=case.loss)
+    cost = f"{draws + 1} forward passes"
     yield Measured("expected sharpness", float(found.value), float(found.standard_error), cost, note)
 
 
 def _pac_bayes(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.2, 19 * _DRAWS)
+    x, y, draws, note = case.within(0.2, _DRAWS, 19)
     state = case.generator.get_state()
-    kl = float(pac_bayes_kl_at(case.model, x, y, case.generator, draws=_DRAWS, loss=case.loss))
+    kl = float(pac_bayes_kl_at(case.model, x, y, case.generator, draws=draws, loss=case.loss))
     # Where the draws are those of α, their error in the expected sharpness, over its slope in ln α, is that of ln α;
     # the measure is inversely proportional to α².
     alpha = math.sqrt(float(pac_bayes_kl(case.model, 1.0)) / kl) if kl > 0 else math.nan
@@ -180,12 +185,12 @@ def _pac_bayes(case: _Case) -> Iterator[Measured]:
         for factor in (1, 1.1):
             case.generator.set_state(state)
             near.append(
-                expected_sharpness(case.model, x, y, factor * alpha, case.generator, draws=_DRAWS, loss=case.loss)
+                expected_sharpness(case.model, x, y, factor * alpha, case.generator, draws=draws, loss=case.loss)
             )
         at, above = near
         slope = math.log(float(above) / float(at)) / math.log(1.1)
         error = 2 * kl * float(at.standard_error) / (float(at) * slope)
-    yield Measured("PAC-Bayes KL", kl, error, f"{19 * _DRAWS} forward passes", note)
+    yield Measured("PAC-Bayes KL", kl, error, f"{19 * draws} forward passes", note)
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -196,16 +201,16 @@ def _quietly(function: Callable[..., Any], *arguments: Any, **options: Any) -> A
 
 
 def _eigenvalues(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.2, 6 * _PRODUCTS)
-    found = _quietly(hessian_eigenvalues, case.model, case.loss, x, y, k=_EIGENVALUES, max_products=_PRODUCTS)
+    x, y, most, note = case.within(0.2, _PRODUCTS, 6)
+    found = _quietly(hessian_eigenvalues, case.model, case.loss, x, y, k=_EIGENVALUES, max_products=max(most, _LEAST))
     note = _joined(note, "" if found.converged else "not all have converged")
     for i, value in enumerate(found.values.tolist(), start=1):
         yield Measured(f"Hessian eigenvalue {i}", value, cost=f"{found.products} Hessian products", note=note)
 
 
 def _trace(case: _Case) -> Iterator[Measured]:
-    x, y, note = case.within(0.2, 6 * _PRODUCTS)
-    found = _quietly(hessian_trace, case.model, case.loss, x, y, case.generator, max_products=_PRODUCTS)
+    x, y, most, note = case.within(0.2, _PRODUCTS, 6)
+    found = _quietly(hessian_trace, case.model, case.loss, x, y, case.generator, max_products=max(most, _LEAST))
     note = _joined(note, "" if found.converged else "s.e. above 5 %")
     cost = f"{found.products} Hessian products"
     yield Measured("Hessian trace", float(found.value), float(found.standard_error), cost, note)
@@ -222,7 +227,7 @@ def _straightness(case: _Case) -> Iterator[Measured]:
 
 
 def _complexity(case: _Case) -> Iterator[Measured]:
-    x, _, note = case.within(0.1, 3 * case.outputs)
+    x, _, _, note = case.within(0.1, 1, 3 * case.z.shape[-1])
     found = geometric_complexity(case.model, x)
     yield Measured("geometric complexity", found.value, found.standard_error, "1 gradient an output", note)
 
@@ -388,7 +393,7 @@ def report(
     measures: Iterable[str | Custom] | None = None,
     loss: Loss = cross_entropy,
     seed: int = 0,
-    work: float = 2e12,
+    work: float = 1.5e12,
 ) -> Report:
     r"""Measure a network in every way that this library knows, or in some.
 
@@ -431,7 +436,8 @@ def report(
     work
         About how many floating-point operations the whole report may take; double precision counts twice. Where
         a measure that passes over the data hundreds of times would take more than its share, it is computed on
-        samples drawn for it, which its row tells. ``math.inf`` sets no limit.
+        samples drawn for it, and of large networks with fewer steps, perturbations or products: its row tells.
+        ``math.inf`` sets no limit.
 
     Returns
     -------
@@ -465,7 +471,7 @@ def report(
         raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in model]}")
     z = scores(model, x, y)
     each_loss(loss, z, y)
-    case = _Case(model, x, y, loss, z.shape[-1], _flops(model, x), work)
+    case = _Case(model, x, y, loss, z, _flops(model, x), work)
     measured: list[Measured] = []
     refused: dict[str, str] = {}
     for name, compute in chosen.items():
