@@ -769,3 +769,18 @@ def test_products_of_both_precisions_are_counted_and_bounded(monkeypatch):
     with pytest.warns(RuntimeWarning, match="eigenvalues were found by"):
         few = hessian_eigenvalues(model, F.cross_entropy, x, y, max_products=20)
     assert few.products <= 20
+
+
+@pytest.mark.parametrize("model", [Precise(), Precise(1e200), Precise(1.0)], ids=["float64 alone", "range", "either"])
+def test_the_trace_is_as_precise_as_it_says(model):
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.arange(40) % 3
+    operator = hessian._Hessian(model, F.cross_entropy, x, y, None)
+    exact = float(hessian._dense(operator, torch.zeros(operator.size, dtype=torch.float64)).trace())
+    for target in (None, 0.01 * exact, 1e-7 * exact):
+        found = hessian_trace(
+            model, F.cross_entropy, x, y, torch.Generator().manual_seed(1), target_se=target, max_products=5000
+        )
+        assert found.converged
+        assert abs(float(found) - exact) <= 4 * float(found.standard_error) + 1e-9 * exact
+        assert found.standard_error <= (exact / 19 if target is None else target)

@@ -29,6 +29,8 @@ _TRIED = 32
 _MARGIN = 1.1
 # Down to this tolerance the eigenvectors may be looked for in float32.
 _ROUNDED = 1e-6
+# Down to this share of the trace its standard error may be had by products in float32.
+_COARSE = 1e-3
 # For the trace: random vectors before the Lanczos steps, and after them at least; steps whose gain is averaged, and
 # the step after which single layers are tried; up to how many parameters the trace is computed exactly.
 _PROBES, _LEAST, _WINDOW, _TRIAL, _FEW = 6, 3, 4, 16, 26
@@ -668,6 +670,8 @@ def hessian_trace(
     error is estimated from the norms of the products, leaving out the subtrahend, and a tenth is added: it is a
     little too large. Where it takes fewer products, the signs of one layer at a time estimate the trace of its block.
 
+    In float64 the products are taken in float32, unless the standard error asked for is below a thousandth.
+
     Cost: for trained networks usually 20 to 200 products, and as many vectors of p numbers in float64, within
     512 MiB; for networks at their start, whose Hessian is large between the layers, some hundreds. Up to 26
     parameters, the trace is computed exactly. Sources: Hutchinson 1989, A Stochastic Estimator of the Trace of the
@@ -684,18 +688,35 @@ def hessian_trace(
     checks.random(generator, "generator")
     target = None if target_se is None else checks.positive(target_se, "target_se")
     most = checks.integer(max_products, "max_products", _FEW + _PROBES)
-    product = _Hessian(model, loss, x, y, batch)
+    product, products = _Hessian(model, loss, x, y, batch), 0
     like = torch.zeros(product.size, dtype=torch.float64, device=product.device)
     if product.size <= _FEW:
         value, error, converged = float(_dense(product, like).trace()), 0.0, True
     else:
-        value, error, converged = _trace(product, like, product.blocks, generator, target, most)
+        # What chance leaves open is far more than what single precision does, unless very little is left open.
+        rough, state = product.rounded() if product.dtype == torch.float64 else None, generator.get_state()
+        for each in (rough, product) if rough else (product,):
+            generator.set_state(state)
+            used = product.products + (rough.products if rough else 0)
+            try:
+                if each is rough and target is not None:
+                    g = _signs(like, torch.Generator().manual_seed(0))
+                    used += 1
+                    if target < _COARSE * abs(float(g @ each(g))):
+                        continue
+                value, error, converged = _trace(each, like, product.blocks, generator, target, most - used)
+                break
+            except ValueError:  # out of the range of float32
+                if each is product:
+                    raise
+        products += rough.products if rough else 0
+    products += product.products
     if not converged:
         warnings.warn(
-            f"the trace {value:.4g} has a standard error of {error:.2g} after {product.products} products: increase "
+            f"the trace {value:.4g} has a standard error of {error:.2g} after {products} products: increase "
             "max_products or target_se",
             RuntimeWarning,
             stacklevel=2,
         )
     number = torch.tensor([value, error], dtype=torch.float64).to(product.device, product.dtype)
-    return HessianTrace(number[0], number[1], converged, product.products)
+    return HessianTrace(number[0], number[1], converged, products)
