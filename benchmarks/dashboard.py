@@ -2,7 +2,7 @@
 
 ``python benchmarks/dashboard.py RAW`` takes rows and growth out of pytest-benchmark's file and keeps them in
 ``evidence/benchmarks/benchmarks.json``; without an argument it starts from that file. Either way it writes
-``evidence/benchmarks/dashboard.md`` and ``book/_static/fig-benchmarks.png``.
+``evidence/benchmarks/dashboard.md`` and ``book/_static/benchmarks.png``.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from implicitreg.figures import COLOURS, INK, style
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, TABLES = (ROOT / "evidence" / "benchmarks" / name for name in ("benchmarks.json", "dashboard.md"))
-FIGURE = ROOT / "book" / "_static" / "fig-benchmarks.png"
+FIGURE = ROOT / "book" / "_static" / "benchmarks.png"
 
 PEERS = ("curvlinops-for-pytorch", "pyhessian", "tensorly")
 """Packages that the library is compared with, where they are installed."""
@@ -239,7 +239,7 @@ def fragment(results: Results) -> str:
             lines.append(f"- {row.method}, {times(_ratio(row))} its time{note} ({job})")
         lines.append("")
     lines += [
-        "```{figure} /book/_static/fig-benchmarks.png",
+        "```{figure} /book/_static/benchmarks.png",
         ":name: fig-benchmarks",
         ":class: dark-light",
         ":width: 500px",

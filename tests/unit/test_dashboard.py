@@ -103,7 +103,7 @@ def test_neither_date_nor_host_is_kept(made):
 def test_the_same_from_what_was_kept(made):
     _, folder = made(raw())
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("dashboard.md", "fig-benchmarks.png"):
+    for name in ("dashboard.md", "benchmarks.png"):
         (folder / name).unlink()
     assert made()[0] == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
@@ -157,7 +157,7 @@ def test_missing_results(made, capsys):
 def test_nobody_edits_the_dashboard_by_hand(dashboard):
     results = dashboard.load(ROOT / "evidence/benchmarks/benchmarks.json")
     assert (ROOT / "evidence/benchmarks/dashboard.md").read_text("utf-8") == dashboard.fragment(results)
-    content = (ROOT / "book/_static/fig-benchmarks.png").read_bytes()
+    content = (ROOT / "book/_static/benchmarks.png").read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         assert image.text["results"] == dashboard.digest(results)
         assert np.asarray(image.convert("RGBA"))[..., 3].any()
