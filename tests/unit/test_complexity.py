@@ -246,11 +246,11 @@ def test_refusals():
     for kind, match in (
         ("detached", "outputs must be differentiable in x"),
         ("constant", "outputs must be differentiable in x"),
-        ("pair", r"outputs for 1 samples must have shape \(1, k\), k >= 1, got tuple"),
+        ("pair", r"outputs must have shape \(n, ...\) with n = 1 samples, got tuple"),
     ):
         with pytest.raises(ValueError, match=f"^model: {match}"):
             geometric_complexity(Cut(kind), x)
-    with pytest.raises(ValueError, match=r"^model: outputs for 1 samples must have shape \(1, k\).*got \(1, 1, 3\)"):
+    with pytest.raises(ValueError, match=r"^model: outputs must have shape \(n, k\) with k >= 1, got \(1, 1, 3\)"):
         geometric_complexity(nn.Unflatten(1, (1, 3)), x)
     with pytest.raises(ValueError, match=r"^model: outputs: must be finite"):
         geometric_complexity([torch.full((2, 3), math.nan)], x)

@@ -1,12 +1,12 @@
 """Training many networks at once against autograd and torch's own optimisers, one network after another."""
 
-import inspect
 import math
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mutation import mutated
 
 from implicitreg.dynamics import PathSGD, train_networks, truncated_cross_entropy
 from implicitreg.nets import gaussian_weights, outputs, path_scales, perceptron, rescale_nodes
@@ -163,11 +163,7 @@ def test_a_step_size_and_a_weight_decay_for_each_member():
     ],
 )
 def test_mutants_of_the_loop_are_caught(monkeypatch, right, wrong):
-    source = inspect.getsource(ensemble_module._train)
-    assert source.count(right) == 1
-    namespace = dict(vars(ensemble_module))
-    exec(source.replace(right, wrong), namespace)
-    monkeypatch.setattr(ensemble_module, "_train", namespace["_train"])
+    monkeypatch.setattr(ensemble_module, "_train", mutated(ensemble_module, "_train", right, wrong)._train)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         check_loop()
 
@@ -395,11 +391,9 @@ def test_dropout_is_that_of_autograd_and_its_loss_that_of_the_whole_network(monk
     ],
 )
 def test_mutants_of_dropout_are_caught(monkeypatch, where, right, wrong):
-    source = inspect.getsource(getattr(ensemble_module, where))
-    assert source.count(right) == 1
-    namespace = {**vars(ensemble_module), "_CHUNK": 16}
-    exec(source.replace(right, wrong), namespace)
-    monkeypatch.setattr(ensemble_module, where, namespace[where])
+    mutant = mutated(ensemble_module, where, right, wrong)
+    mutant._CHUNK = 16
+    monkeypatch.setattr(ensemble_module, where, getattr(mutant, where))
     with pytest.raises(AssertionError):
         check_dropout(monkeypatch)
 

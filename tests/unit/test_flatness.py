@@ -1,12 +1,12 @@
 """Sharpness against the corners of the box, expected sharpness and PAC-Bayes against closed forms."""
 
 import copy
-import inspect
 import itertools
 import math
 
 import pytest
 import torch
+from mutation import mutated
 from torch import nn
 
 from implicitreg.dynamics import cross_entropy
@@ -81,13 +81,9 @@ def test_sharpness_of_a_convex_loss_is_reached_at_a_corner():
     ],
 )
 def test_mutants_of_the_sharpness_are_caught(right, wrong):
-    source = inspect.getsource(sharpness).replace("from __future__ import annotations", "")
-    body = source.split('"""')[-1]
-    assert body.count(right) == 1
-    namespace = dict(vars(flatness))
-    exec(source.replace(body, body.replace(right, wrong)), namespace)
+    mutant = mutated(flatness, "sharpness", right, wrong)
     with pytest.raises(AssertionError):
-        check_sharpness(namespace["sharpness"])
+        check_sharpness(mutant.sharpness)
 
 
 def test_sharpness_never_exceeds_the_maximum_and_comes_close():
@@ -178,15 +174,9 @@ def test_expected_sharpness_against_its_closed_form():
     ],
 )
 def test_mutants_of_the_expected_sharpness_are_caught(function, right, wrong):
-    namespace = dict(vars(flatness))
-    for name in ("_deviations", "_increases", "expected_sharpness"):
-        source = inspect.getsource(getattr(flatness, name))
-        if name == function:
-            assert source.count(right) == 1
-            source = source.replace(right, wrong)
-        exec(source, namespace)
+    mutant = mutated(flatness, function, right, wrong)
     with pytest.raises(AssertionError):
-        check_expected_sharpness(namespace["expected_sharpness"])
+        check_expected_sharpness(mutant.expected_sharpness)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, zero_one])

@@ -1,14 +1,13 @@
 """Neurons against NumPy and closed forms, activations made to order against quadrature, refusals."""
 
-import inspect
 import itertools
 import math
 import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
+from mutation import mutated
 from scipy.integrate import quad
 from scipy.interpolate import CubicHermiteSpline
 from torch.nn.functional import gelu, silu
@@ -155,11 +154,8 @@ def test_made_to_order_against_quadrature():
     ],
 )
 def test_mutants_are_caught(monkeypatch, method, right, wrong):
-    source = textwrap.dedent(inspect.getsource(getattr(LogSlopeActivation, method)))
-    assert source.count(right) == 1
-    namespace = vars(module).copy()
-    exec(source.replace(right, wrong), namespace)
-    monkeypatch.setattr(LogSlopeActivation, method, namespace[method])
+    mutant = mutated(module, f"LogSlopeActivation.{method}", right, wrong)
+    monkeypatch.setattr(LogSlopeActivation, method, getattr(mutant.LogSlopeActivation, method))
     with pytest.raises(AssertionError):
         check_made_to_order()
 

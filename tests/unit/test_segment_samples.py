@@ -1,13 +1,13 @@
 """Sampled straightness against whole segments: expectations, standard errors, memory, what is refused."""
 
 import copy
-import inspect
 import itertools
 import math
 import sys
 
 import pytest
 import torch
+from mutation import mutated
 from torch import nn
 
 from implicitreg.measures import Estimate, sampled_straightness, segment_profile, segment_profiles, straightness
@@ -173,11 +173,7 @@ def check_parts():
     ],
 )
 def test_mutants_are_caught(monkeypatch, right, wrong):
-    source = inspect.getsource(module._measured)
-    assert right in source
-    namespace = vars(module).copy()
-    exec(source.replace(right, wrong), namespace)
-    monkeypatch.setattr(module, "_measured", namespace["_measured"])
+    monkeypatch.setattr(module, "_measured", mutated(module, "_measured", right, wrong)._measured)
     with pytest.raises((AssertionError, ValueError)):
         check_parts()
 

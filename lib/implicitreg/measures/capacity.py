@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from implicitreg import checks
 from implicitreg.measures.norms import group_product, operator_product, path_norm
+from implicitreg.measures.running import misfit, run
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
-# Hidden units held at once, over networks and samples: 128 MiB in float64.
-_HELD = 2**24
+# Hidden units held at once, over networks and samples: 128 MiB in float64. And inputs of a module, in bytes: some
+# dozens of images, whose hidden units then mostly stay in the cache, or some thousand vectors.
+_HELD, _INPUTS = 2**24, 2**20
 
 
 def _in_parts(weights: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -41,22 +43,18 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             if isinstance(model, nn.Module):
                 with ly.evaluation(model):
-                    z: Tensor = model(x)
+                    rows = max(1, _INPUTS * len(x) // x.nbytes)
+                    z = torch.cat([run(model, part) for part in torch.split(x, rows)])
             else:
-                z = _in_parts(weights or [], x)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(f"x: of shape {tuple(x.shape)} and {x.dtype} does not fit the model: {error}") from error
-    if not isinstance(z, Tensor) or z.ndim < 2 or z.shape[-1] < 2:
-        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {got}")
-    checks.scored(y, z, "y")
-    try:
-        return checks.finite(z, "model: outputs")
+                with misfit(x):
+                    z = checks.finite(_in_parts(weights or [], x), "model: outputs")
     except ValueError:
         checks.finite(x, "x")
         raise
+    if z.ndim < 2 or z.shape[-1] < 2:
+        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {tuple(z.shape)}")
+    checks.scored(y, z, "y")
+    return z
 
 
 def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
@@ -96,7 +94,11 @@ def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     >>> margins([torch.eye(2)], torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
     tensor([ 2., -2.])
     """
-    z = scores(model, x, y)
+    return margins_of(scores(model, x, y), y)
+
+
+def margins_of(z: Tensor, y: Tensor) -> Tensor:
+    """Return the margins from scores ``(..., n, k)``."""
     index = y.expand(z.shape[:-1])[..., None]
     own = z.gather(-1, index).squeeze(-1)
     return own - z.scatter(-1, index, -math.inf).amax(-1)
@@ -105,8 +107,9 @@ def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
 def margin(model: ly.Network, x: Tensor, y: Tensor, quantile: float = 0.05) -> Tensor:
     """Return the margin of the training set: a low quantile of `margins`, by default the 5th percentile.
 
-    Between two samples it is interpolated linearly. Arguments and errors are those of `margins`; in addition
-    ``quantile`` must be a number from 0 to 1.
+    Between two samples it is interpolated linearly. Arguments, errors, cost and source are those of `margins`; in
+    addition ``quantile`` must be a number from 0 to 1. A tensor of shape ``()`` or ``(...)`` is returned, of the
+    outputs' dtype.
 
     Examples
     --------
@@ -115,10 +118,10 @@ def margin(model: ly.Network, x: Tensor, y: Tensor, quantile: float = 0.05) -> T
     tensor(1.)
     """
     quantile = checks.share(quantile, "quantile")
-    return _quantile(margins(model, x, y), quantile)
+    return quantile_of(margins(model, x, y), quantile)
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
+def quantile_of(values: Tensor, q: float) -> Tensor:
     """Return a quantile over the last dimension, linearly interpolated, of however many values."""
     position = q * (values.shape[-1] - 1)
     low = min(math.floor(position), values.shape[-1] - 1)
@@ -184,7 +187,7 @@ def capacities(
     Returns
     -------
     Capacities
-        Of tensors of shape ``()`` or ``(...)``.
+        Of tensors of shape ``()`` or ``(...)``, of the weights' dtype.
 
     Raises
     ------
@@ -209,16 +212,22 @@ def capacities(
     >>> [round(value.item(), 4) for value in (c.margin, c.l2, c.l1_path, c.l2_path, c.spectral)]
     [2.0, 4.0, 4.0, 2.0, 1.0]
     """
-    gamma = margin(model, x, y, quantile)
-    shape = (tuple(x.shape[1:]) if input_shape is None else input_shape) if isinstance(model, nn.Module) else None
+    shape = tuple(x.shape[1:]) if input_shape is None and isinstance(x, Tensor) else input_shape
+    return capacities_at(model, margin(model, x, y, quantile), shape, factors)
+
+
+def capacities_at(
+    model: ly.Network, gamma: Tensor, input_shape: Sequence[int] | None, factors: bool = False
+) -> Capacities:
+    """Return the four `capacities` of a network whose margin is known."""
+    shape = input_shape if isinstance(model, nn.Module) else None
     with torch.no_grad():
         void = gamma <= 0
         if void.any():
             warnings.warn(
-                f"the margin at quantile {quantile} is not positive ({gamma.min().item():.3g}): "
-                "the capacities are infinite",
+                f"the margin is not positive ({gamma.min().item():.3g}): the capacities are infinite",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         ly.finite(model)
         found = ly.layers(model)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from implicitreg import checks
+from implicitreg.measures.running import blaming, held, run
 from implicitreg.nets import layers as ly
-from implicitreg.nets.perceptron import perceptron
+from implicitreg.nets.perceptron import as_module
 
 # Bytes that a batch keeps for its backward passes.
 _KEPT = 2**27
@@ -80,17 +81,17 @@ def geometric_complexity(model: ly.Network, x: Tensor, *, batch: int | None = No
     checks.finite(checks.floating(x, "x"), "x")
     if x.ndim < 2 or len(x) < 2 or 0 in x.shape:
         raise ValueError(f"x: must have shape (n, ...) with n >= 2, got {tuple(x.shape)}")
-    if not isinstance(model, nn.Module):
-        if any(w.ndim != 2 for w in ly.matrices(model)):
-            raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in model]}")
-        model = perceptron(model)
+    model = as_module(model)
     own = next(model.parameters(), x)
     checks.located(x, own.device, "x")
     # In inference mode there are no gradients.
     with torch.inference_mode(False), torch.enable_grad(), ly.evaluation(model):
         x = x.detach()
-        together = batch or max(1, _KEPT // _kept(model, x[:1]))
-        squares = torch.cat([_squares(model, part) for part in torch.split(x, together)])
+        if batch is None:
+            one = x[:1].clone().requires_grad_()
+            each = held(lambda: _scores(model, one), (*model.parameters(), *model.buffers()))
+            batch = max(1, _KEPT // max(1, each))
+        squares = torch.cat([_squares(model, part) for part in torch.split(x, batch)])
     value, error = float(squares.mean()), float(squares.std()) / math.sqrt(len(squares))
     if not math.isfinite(value + error):
         raise ValueError("model: gradients in x, or their squares, are not finite")
@@ -99,32 +100,10 @@ def geometric_complexity(model: ly.Network, x: Tensor, *, batch: int | None = No
 
 def _scores(model: nn.Module, x: Tensor) -> Tensor:
     """Return the outputs, with their graph."""
-    try:
-        z: Tensor = model(x)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(f"x: of shape {tuple(x.shape)} and {x.dtype} does not fit the model: {error}") from error
-    if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(x) or not z.numel():
-        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(f"model: outputs for {len(x)} samples must have shape ({len(x)}, k), k >= 1, got {got}")
-    return checks.finite(z, "model: outputs")
-
-
-def _kept(model: nn.Module, x: Tensor) -> int:
-    """Return how many bytes of these samples are kept for the backward passes, at least 1."""
-    own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        _graph = _scores(model, x.clone().requires_grad_())  # held, so that no storage is used twice
-    return max(1, sum(kept.values()))
+    z = run(model, x)
+    if z.ndim != 2 or not z.numel():
+        raise ValueError(f"model: outputs must have shape (n, k) with k >= 1, got {tuple(z.shape)}")
+    return z
 
 
 def _squares(model: nn.Module, x: Tensor) -> Tensor:
@@ -133,11 +112,7 @@ def _squares(model: nn.Module, x: Tensor) -> Tensor:
     each = _scores(model, x).unbind(1)
     squares = x.new_zeros(len(x), dtype=torch.float64)
     for left, f in zip(reversed(range(len(each))), each, strict=True):
-        try:
+        with blaming("model: outputs must be differentiable in x"):
             (gradient,) = torch.autograd.grad(f.sum(), x, retain_graph=left > 0)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(f"model: outputs must be differentiable in x: {error}") from error
         squares += gradient.flatten(1).double().square().sum(1)
     return squares

@@ -13,16 +13,12 @@ from torch.func import functional_call
 from implicitreg import checks
 from implicitreg.dynamics.losses import cross_entropy
 from implicitreg.measures.capacity import scores
+from implicitreg.measures.running import ordinary
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Takes scores ``(..., n, k)`` and classes ``(..., n)``, and returns the loss of each sample, ``(..., n)``."""
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd can save: one made in inference mode it cannot."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def each_loss(loss: Loss, z: Tensor, y: Tensor) -> Tensor:
@@ -54,14 +50,14 @@ def _mean_loss(
     """Yield a network's weights and the mean loss as a function of them, ``()`` or ``(...)``."""
     each_loss(loss, scores(model, x, y), y)
     with torch.inference_mode(False), torch.no_grad():
-        x, y = _ordinary(x), _ordinary(y)
+        x, y = ordinary(x), ordinary(y)
         if not isinstance(model, nn.Module):
             yield [w.detach() for w in ly.matrices(model)], lambda ws: loss(outputs(ws, x), y).mean(-1)
             return
         weights = {name: w.detach() for name, w in model.named_parameters()}
         if not weights:
             raise ValueError("model: must have parameters")
-        buffers = {name: _ordinary(b) for name, b in model.named_buffers()}
+        buffers = {name: ordinary(b) for name, b in model.named_buffers()}
         with ly.evaluation(model):
             yield (
                 list(weights.values()),
@@ -348,6 +344,8 @@ def pac_bayes_kl_at(
     Notes
     -----
     Cost: about 16 times that of `expected_sharpness`. Its statistical error is that of ``draws`` perturbations.
+    Source: Neyshabur et al. 2017, Exploring Generalization in Deep Learning (secondary), who compare networks
+    at the expected sharpness 0.05.
 
     Examples
     --------

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from implicitreg import checks
-from implicitreg.measures.flatness import Loss, _ordinary
+from implicitreg.measures.flatness import Loss
+from implicitreg.measures.running import blaming, held, ordinary, run
 from implicitreg.nets import layers as ly
-from implicitreg.nets.perceptron import perceptron
+from implicitreg.nets.perceptron import as_module
 
 # Bytes that the graphs of all samples may hold between products, and the graph of one batch.
 _KEPT, _HELD = 2**29, 2**27
@@ -45,7 +45,7 @@ class _Hessian:
 
     def __init__(self, model: ly.Network, loss: Loss, x: Tensor, y: Tensor, batch: int | None) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.model = model if isinstance(model, nn.Module) else perceptron(ly.matrices(model))
+            self.model = as_module(model)
             named = _parameters(self.model)
             first = next(iter(named.values()))
             self.names, self.dtype, self.device = list(named), first.dtype, first.device
@@ -55,15 +55,15 @@ class _Hessian:
             if not callable(loss):
                 raise TypeError(f"loss: must be callable, got {type(loss).__name__}")
             self.loss, self.products = loss, 0
-            self.weights = [_ordinary(w.detach()).detach().requires_grad_() for w in named.values()]
-            self.buffers = {name: _ordinary(b) for name, b in self.model.named_buffers()}
-            self.x, self.y = _ordinary(x.detach()), _ordinary(y.detach())
+            self.weights = [ordinary(w).requires_grad_() for w in named.values()]
+            self.buffers = {name: ordinary(b) for name, b in self.model.named_buffers()}
+            self.x, self.y = ordinary(x), ordinary(y)
         self.sizes = [w.numel() for w in self.weights]
         self.size, n = sum(self.sizes), len(x)
         self.blocks = _layers(self.names, self.sizes)
         tried = torch.linspace(0, n - 1, min(n, _TRIED)).long().to(self.device)
         self._means(tried)
-        each = max(1.0, self._bytes(tried) / len(tried))
+        each = max(1.0, held(lambda: self._gradient(tried), self.weights) / len(tried))
         self.kept = each * n <= _KEPT
         if batch is None:
             batch = max(1, min(max(_EFFICIENT, int(_CACHED / each)), int(_HELD / each)))
@@ -71,34 +71,34 @@ class _Hessian:
         self.parts = [slice(i, i + batch) for i in range(0, n, batch)]
         self.graphs = [self._gradient(part) for part in self.parts] if self.kept else []
 
-    def rounded(self) -> "_Hessian | None":
-        """Return the same in float32, half as dear a product; None where network or loss take float64 alone."""
+    def cast(self, dtype: torch.dtype) -> "_Hessian | None":
+        """Return the same in another precision; None where network, loss or device do not take it."""
+        if dtype == self.dtype:
+            return self
         other = copy.copy(self)
-        other.products = 0
-        with torch.inference_mode(False), torch.no_grad():
-            other.weights = [w.detach().float().requires_grad_() for w in self.weights]
-            other.buffers = {name: b.float() if b.is_floating_point() else b for name, b in self.buffers.items()}
-            other.x, other.y = self.x.float(), self.y.float() if self.y.is_floating_point() else self.y
+        other.dtype, other.products = dtype, 0
+        # In double precision little is computed but a few products for what was found in single precision.
+        other.kept = self.kept and dtype == torch.float32
+
+        def cast(t: Tensor) -> Tensor:
+            return t.to(dtype) if t.is_floating_point() else t
+
         try:
-            other.graphs = [other._gradient(part) for part in other.parts] if other.kept else []
+            with torch.inference_mode(False), torch.no_grad():
+                other.weights = [cast(w).requires_grad_() for w in self.weights]
+                other.buffers = {name: cast(b) for name, b in self.buffers.items()}
+                other.x, other.y = cast(self.x), cast(self.y)
+            # Where no graphs are kept, that of one sample shows whether it can be done.
+            other.graphs = [other._gradient(part) for part in (self.parts if other.kept else [slice(1)])]
         except (TypeError, ValueError):
             return None
         return other
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the checked outputs of some samples."""
-        try:
-            named = {**self.buffers, **dict(zip(self.names, self.weights, strict=True))}
-            with ly.evaluation(self.model):
-                z: Tensor = functional_call(self.model, named, (x,))
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(f"x: of shape {tuple(x.shape)} and {x.dtype} does not fit the model: {error}") from error
-        if not isinstance(z, Tensor) or not z.ndim or len(z) != len(x):
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"model: outputs must have shape (n, ...) with n = {len(x)} samples, got {got}")
-        return checks.finite(z, "model: outputs")
+        named = {**self.buffers, **dict(zip(self.names, self.weights, strict=True))}
+        with ly.evaluation(self.model):
+            return run(lambda part: functional_call(self.model, named, (part,)), x)
 
     def _loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of some samples, checked."""
@@ -106,14 +106,9 @@ class _Hessian:
             checks.scored(y, z, "y")
         elif y.is_floating_point() and y.shape != z.shape and (y.numel() == z.numel() or y.ndim == z.ndim):
             raise ValueError(f"y: must have the shape of the outputs, {tuple(z.shape)}, got {tuple(y.shape)}")
-        try:
+        complaint = f"loss: does not take outputs {tuple(z.shape)}, {z.dtype}, and y {tuple(y.shape)}, {y.dtype}"
+        with blaming(complaint, ValueError, IndexError, TypeError):
             values = self.loss(z, y)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(
-                f"loss: does not take outputs {tuple(z.shape)}, {z.dtype}, and y {tuple(y.shape)}, {y.dtype}: {error}"
-            ) from error
         if not isinstance(values, Tensor) or values.shape not in ((), (len(z),)):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"loss: must return the loss of each sample, shape ({len(z)},), or their mean, got {got}")
@@ -148,22 +143,6 @@ class _Hessian:
                 torch.autograd.grad(value, self.weights, create_graph=True, allow_unused=True, materialize_grads=True)
             )
 
-    def _bytes(self, tried: Tensor) -> float:
-        """Return how much the graph of some samples holds, the parameters left out."""
-        held: dict[int, int] = {}
-
-        def keep(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-            return t
-
-        with saved_tensors_hooks(keep, lambda t: t):
-            graph = self._gradient(tried)
-        del graph
-        for w in self.weights:
-            held.pop(w.untyped_storage().data_ptr(), None)
-        return sum(held.values())
-
     def __call__(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(p,)``, in float64."""
         self.products += 1
@@ -179,7 +158,7 @@ class _Hessian:
                 pairs = [(g, c) for g, c in zip(gradient, cut, strict=True) if g.requires_grad]
                 if not pairs:
                     continue
-                try:
+                with blaming("loss: must be twice differentiable in the parameters"):
                     found = torch.autograd.grad(
                         [g for g, _ in pairs],
                         self.weights,
@@ -188,10 +167,6 @@ class _Hessian:
                         allow_unused=True,
                         materialize_grads=True,
                     )
-                except RuntimeError as error:
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    raise ValueError(f"loss: must be twice differentiable in the parameters: {error}") from error
                 total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else [*found]
         if not total:
             return v.new_zeros(self.size)
@@ -414,16 +389,17 @@ def hessian_eigenvalues(
         raise ValueError(f"max_products: must be at least {least} for k = {k} and which={which!r}, got {most}")
     if tol is None:
         tol = 1e-5 if product.dtype == torch.float64 else 1e-4
-    start = torch.randn(p, generator=generator, dtype=torch.float64).to(product.device)
-    values, residuals, vectors, converged = [], [], [], True
-    h = _dense(product, start) if few else None
     # An eigenvector that is off by ε gives an eigenvalue that is off by ε²: single precision finds the one, double
     # precision the other, and whether it was found.
-    rough = product.rounded() if h is None and product.dtype == torch.float64 and tol >= _ROUNDED else None
+    fine = product.cast(torch.float64) or product
+    rough = product.cast(torch.float32) if tol >= _ROUNDED and not few else None
+    precisions = list(dict.fromkeys(each for each in (rough, fine) if each))
+    start = torch.randn(p, generator=generator, dtype=torch.float64).to(product.device)
+    values, residuals, vectors, converged = [], [], [], True
+    h = _dense(fine, start) if few else None
     for i, largest in enumerate(ends):
-        for each in (rough, product) if rough else (product,):
-            used = product.products + (rough.products if rough else 0)
-            left = (most - used) // (len(ends) - i)
+        for each in precisions:
+            left = (most - sum(one.products for one in precisions)) // (len(ends) - i)
             if h is not None:
                 v = torch.linalg.eigh(h).eigenvectors.mT
                 v, scale = v[-k:] if largest else v[:k], 2 * float(h.norm()) / math.sqrt(p)
@@ -433,10 +409,10 @@ def hessian_eigenvalues(
                 try:
                     v, scale = _lanczos(each, start, k, largest, tol, left)
                 except ValueError:  # out of the range of float32
-                    if each is product:
+                    if each is fine:
                         raise
                     continue
-            hv = torch.stack([product(u) if h is None else h @ u for u in v]) if len(v) else v
+            hv = torch.stack([fine(u) if h is None else h @ u for u in v]) if len(v) else v
             value = (v * hv).sum(-1)
             residual = torch.linalg.vector_norm(hv - value[:, None] * v, dim=-1)
             found = len(v) == k and bool((residual <= tol * (value.abs() + scale)).all())
@@ -448,7 +424,7 @@ def hessian_eigenvalues(
         values.append(nn.functional.pad(value[order], (0, missing), value=math.nan))
         residuals.append(nn.functional.pad(residual[order], (0, missing), value=math.nan))
         vectors.append(nn.functional.pad(v[order], (0, 0, 0, missing), value=math.nan))
-    products = product.products + (rough.products if rough else 0)
+    products = sum(one.products for one in precisions)
     if not converged:
         number = torch.cat(values).isfinite().sum()
         warnings.warn(
@@ -514,8 +490,11 @@ class _Rest:
         v = self.basis[: self.steps]
         w = self.product(self.after)
         a = float(w @ self.after)
-        for _ in range(2):
-            w = w - (v @ w) @ v
+        # First what is exact but for rounding, then what rounding left, with a pass over the whole space.
+        w = w - a * self.after
+        if self.steps > 1:
+            w -= self.below * v[-2]
+        w -= (v @ w) @ v
         self.below = float(torch.linalg.vector_norm(w))
         self.after = w / (self.below or 1.0)
         self.trace += a
@@ -526,14 +505,15 @@ class _Rest:
         """Whether there is nothing left to grow into."""
         return bool(self.gains) and self.below**2 <= 1e-12 * max(self.gains)
 
-    def times(self, g: Tensor, h: Tensor) -> Tensor:
-        """Return Bg from h = Hg."""
-        if not self.steps:
-            return h
-        # H Vᵀ = Vᵀ T + b v', so that the part of g in the space needs no product of its own.
+    def outside(self, h: Tensor) -> Tensor:
+        """Return what of a vector lies outside of the space."""
         v = self.basis[: self.steps]
-        u: Tensor = h - (v @ h) @ v - self.below * (v[-1] @ g) * self.after
-        return u
+        return h - (v @ h) @ v
+
+    def times(self, g: Tensor, h: Tensor) -> Tensor:
+        """Return Bg from what of Hg lies outside of the space."""
+        # H Vᵀ = Vᵀ T + b v', so that the part of g in the space needs no product of its own.
+        return h - self.below * (self.basis[self.steps - 1] @ g) * self.after if self.steps else h
 
 
 def _trace(
@@ -553,6 +533,7 @@ def _trace(
         return product(v)
 
     def probe(g: Tensor, h: Tensor) -> tuple[float, float]:
+        """Return two numbers of a random vector, from what of its product lies outside of the space."""
         u = rest.times(g, h)
         return float(g @ u), float(u @ u)
 
@@ -563,7 +544,7 @@ def _trace(
         for i, mine in enumerate(signs):
             g = torch.cat([each if i == j else torch.zeros_like(each) for j, each in enumerate(signs)])
             h = times(g)
-            for found, all_blocks in zip(sums, (rest.times(g, h), h), strict=True):
+            for found, all_blocks in zip(sums, (rest.times(g, rest.outside(h)), h), strict=True):
                 u = torch.split(all_blocks, list(blocks))[i]
                 found += torch.stack([mine @ u, u @ u]).cpu()
         within, without = ((float(a), float(b)) for a, b in sums)
@@ -607,6 +588,9 @@ def _trace(
         if end:
             break
         rest.grow()
+        v = rest.basis[rest.steps - 1]
+        for _, h in pilot:
+            h -= (v @ h) * v
     by_block = len(found) == 1
     cost = layers if by_block else 1
     while used + cost <= most:
@@ -614,7 +598,7 @@ def _trace(
             found.append(blocked()[0])
         else:
             g = _signs(like, generator)
-            found.append(probe(g, times(g)))
+            found.append(probe(g, rest.outside(times(g))))
         if len(found) >= _LEAST:
             value, square, error, aim = estimate()
             if error <= aim:
@@ -688,18 +672,20 @@ def hessian_trace(
     checks.random(generator, "generator")
     target = None if target_se is None else checks.positive(target_se, "target_se")
     most = checks.integer(max_products, "max_products", _FEW + _PROBES)
-    product, products = _Hessian(model, loss, x, y, batch), 0
+    product = _Hessian(model, loss, x, y, batch)
     like = torch.zeros(product.size, dtype=torch.float64, device=product.device)
     if product.size <= _FEW:
         value, error, converged = float(_dense(product, like).trace()), 0.0, True
+        products = product.products
     else:
         # What chance leaves open is far more than what single precision does, unless very little is left open.
-        rough, state = product.rounded() if product.dtype == torch.float64 else None, generator.get_state()
-        for each in (rough, product) if rough else (product,):
+        state = generator.get_state()
+        precisions = list(dict.fromkeys(each for each in (product.cast(torch.float32), product) if each))
+        for each in precisions:
             generator.set_state(state)
-            used = product.products + (rough.products if rough else 0)
+            used = sum(one.products for one in precisions)
             try:
-                if each is rough and target is not None:
+                if each is not product and target is not None:
                     g = _signs(like, torch.Generator().manual_seed(0))
                     used += 1
                     if target < _COARSE * abs(float(g @ each(g))):
@@ -709,8 +695,7 @@ def hessian_trace(
             except ValueError:  # out of the range of float32
                 if each is product:
                     raise
-        products += rough.products if rough else 0
-    products += product.products
+        products = sum(one.products for one in precisions)
     if not converged:
         warnings.warn(
             f"the trace {value:.4g} has a standard error of {error:.2g} after {products} products: increase "

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from implicitreg import checks
 from implicitreg.citations import SOURCES, bibtex, short
 from implicitreg.dynamics.losses import cross_entropy
-from implicitreg.measures.capacity import capacities, margin, scores
+from implicitreg.measures.capacity import capacities_at, margins_of, quantile_of, scores
 from implicitreg.measures.complexity import geometric_complexity
 from implicitreg.measures.flatness import Loss, each_loss, expected_sharpness, pac_bayes_kl, pac_bayes_kl_at, sharpness
 from implicitreg.measures.hessian import hessian_eigenvalues, hessian_trace
@@ -23,6 +23,7 @@ from implicitreg.measures.layerwise import layer_norms
 from implicitreg.measures.norms import path_norm
 from implicitreg.measures.segment_samples import sampled_straightness
 from implicitreg.nets import layers as ly
+from implicitreg.nets.perceptron import as_module
 from implicitreg.seeding import generators
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ ALPHA = 5e-4
 SPREAD = 1e-3
 """Size of the perturbations of the expected sharpness."""
 
-_SECTIONS = ("layer", "spectral norm", "Frobenius norm", "stable rank", "effective rank")
+_LAYER = ("layer", "spectral norm", "Frobenius norm", "stable rank", "effective rank")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,11 @@ class _Case:
     z: Tensor
     flops: float
     work: float
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    generator: torch.Generator
+
+    @property
+    def margin(self) -> Tensor:
+        return quantile_of(margins_of(self.z, self.y), 0.05)
 
     def within(self, share: float, repeats: int, passes: float) -> tuple[Tensor, Tensor, int, str]:
         """Return samples, repetitions and a remark: as many as cost this share of the work, or nearly.
@@ -127,8 +132,7 @@ def _standard_error(values: Tensor) -> float | None:
 
 
 def _margin(case: _Case) -> Iterator[Measured]:
-    gamma = float(margin(case.model, case.x, case.y))
-    yield Measured("margin", gamma, cost="1 forward pass", note="5th percentile")
+    yield Measured("margin", float(case.margin), cost="1 forward pass", note="5th percentile")
 
 
 def _shape(case: _Case) -> tuple[int, ...] | None:
@@ -136,11 +140,10 @@ def _shape(case: _Case) -> tuple[int, ...] | None:
 
 
 def _capacities(case: _Case) -> Iterator[Measured]:
-    found = capacities(case.model, case.x, case.y)
-    for name in ("l2", "l1_path", "l2_path", "spectral"):
-        yield Measured(
-            f"capacity: {name.replace('_', '-')}", float(getattr(found, name)), cost="1 forward pass, singular values"
-        )
+    found = capacities_at(case.model, case.margin, _shape(case))
+    for name in ("l2", "l1-path", "l2-path", "spectral"):
+        value = float(getattr(found, _attribute(name)))
+        yield Measured(f"capacity: {name}", value, cost="1 forward pass, singular values")
 
 
 def _path_norms(case: _Case) -> Iterator[Measured]:
@@ -154,8 +157,8 @@ def _layers(case: _Case) -> Iterator[Measured]:
     norms = layer_norms(case.model, input_shape=_shape(case))
     ly.unhooked(case.model)
     for layer in norms:
-        for name in _SECTIONS[1:]:
-            value = float(getattr(layer, name.lower().removesuffix(" norm").replace(" ", "_")))
+        for name in _LAYER[1:]:
+            value = float(getattr(layer, _attribute(name.removesuffix(" norm"))))
             yield Measured(f"{name}: {layer.name}", value, cost="singular values", layer=layer.name)
 
 
@@ -222,7 +225,7 @@ def _straightness(case: _Case) -> Iterator[Measured]:
     how = f"{found.pairs} pairs of samples"
     note = "" if found.exact else "parts of their segments"
     for name in ("breakpoints", "gap deviation", "deflection", "non-straightness"):
-        estimate = getattr(found, name.replace(" ", "_").replace("-", "_"))
+        estimate = getattr(found, _attribute(name))
         yield Measured(name, estimate.value, estimate.standard_error, how, note)
 
 
@@ -232,7 +235,10 @@ def _complexity(case: _Case) -> Iterator[Measured]:
     yield Measured("geometric complexity", found.value, found.standard_error, "1 gradient an output", note)
 
 
-_PANEL: dict[str, tuple[Callable[[_Case], Iterator[Measured]], str | None]] = {
+Compute = Callable[[_Case], Iterator[Measured]]
+
+# The order is that of the generators too: what is added later comes last.
+_PANEL: dict[str, tuple[Compute, str | None]] = {
     "loss": (_loss, None),
     "margin": (_margin, "margin"),
     "capacities": (_capacities, "capacities"),
@@ -247,6 +253,10 @@ _PANEL: dict[str, tuple[Callable[[_Case], Iterator[Measured]], str | None]] = {
     "geometric complexity": (_complexity, "geometric_complexity"),
 }
 """What a report holds, in this order: how it is computed, and the routine whose papers it cites."""
+
+
+def _attribute(name: str) -> str:
+    return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _joined(*notes: str) -> str:
@@ -344,7 +354,7 @@ class Report:
 
     def _tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
         """Return the heads and rows of the tables that are not empty."""
-        heads = (("measure", "value", "± s.e.", "by", "source"), _SECTIONS)
+        heads = (("measure", "value", "± s.e.", "by", "source"), _LAYER)
         return [(head, rows) for head, rows in zip(heads, (self._rows(), self._layers()), strict=True) if rows]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
@@ -356,7 +366,7 @@ class Report:
         for head, rows in self._tables():
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for i, column in enumerate(head):
-                numbers = column in ("value", "± s.e.") or (head is _SECTIONS and i > 0)
+                numbers = column in ("value", "± s.e.") or (head is _LAYER and i > 0)
                 table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers or i == 0)
             for row in rows:
                 table.add_row(*map(Text, row))
@@ -467,18 +477,17 @@ def report(
     chosen = _chosen(measures)
     each = generators(checks.integer(seed, "seed", 0), len(_PANEL))
     work = checks.positive(work, "work", infinite=True)
-    if not isinstance(model, nn.Module) and any(w.ndim != 2 for w in ly.matrices(model)):
-        raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in model]}")
+    module = as_module(model)
     z = scores(model, x, y)
     each_loss(loss, z, y)
-    case = _Case(model, x, y, loss, z, _flops(model, x), work)
+    flops = _flops(module, x)
     measured: list[Measured] = []
     refused: dict[str, str] = {}
     for name, compute in chosen.items():
         generator = each[list(_PANEL).index(name)] if name in _PANEL else torch.Generator()
         start = time.perf_counter()
         try:
-            found, notes = _listened(compute, replace(case, generator=generator))
+            found, notes = _listened(compute, _Case(model, x, y, loss, z, flops, work, generator))
         except (TypeError, ValueError) as error:
             if measures is not None:
                 raise
@@ -489,9 +498,6 @@ def report(
         keys = SOURCES[routine] if routine else ()
         measured += [replace(number, note=_joined(number.note, notes), keys=keys, seconds=seconds) for number in found]
     return Report(_words(model), len(x), tuple(measured), refused)
-
-
-Compute = Callable[[_Case], Iterator[Measured]]
 
 
 def _chosen(measures: Iterable[str | Custom] | None) -> dict[str, Compute]:
@@ -538,17 +544,13 @@ def _listened(compute: Compute, case: _Case) -> tuple[list[Measured], str]:
     return found, _joined(*dict.fromkeys(str(warning.message) for warning in caught))
 
 
-def _flops(model: ly.Network, x: Tensor) -> float:
+def _flops(model: nn.Module, x: Tensor) -> float:
     """Return about how many operations one sample takes to pass through a network, in single precision."""
-    if not isinstance(model, nn.Module):
-        total = 2.0 * sum(w.numel() for w in model)
-    else:
-        from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode
 
-        with torch.no_grad(), ly.evaluation(model), FlopCounterMode(display=False) as counter:
-            model(x[:1].detach())
-        total = float(counter.get_total_flops())
-    return max(total, 1e4) * (2 if x.dtype == torch.float64 else 1)
+    with torch.no_grad(), ly.evaluation(model), FlopCounterMode(display=False) as counter:
+        model(x[:1].detach())
+    return max(float(counter.get_total_flops()), 1e4) * (2 if x.dtype == torch.float64 else 1)
 
 
 def _words(model: ly.Network) -> str:

@@ -273,7 +273,7 @@ def _walked(
         limit = min(most, rows) if b - a > _SHORTEST else rows
         try:
             walk = program.walk(start, stop, limit=limit)
-        except segments.TooManyRows:
+        except segments.TooManyRowsError:
             if limit == rows:
                 return None
             # Not in the middle, where symmetric segments have their breakpoints.

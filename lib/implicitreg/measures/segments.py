@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from implicitreg import checks
+from implicitreg.measures.running import ordinary
 from implicitreg.nets import layers as ly
 
 GapDeviation = Literal["rms", "centered", "full"]
@@ -593,7 +594,7 @@ def input_gradients(model: ly.Network, x: Tensor) -> Tensor:
     return gradients if program.networks is None else gradients.reshape(program.networks, -1, *gradients.shape[1:])
 
 
-class TooManyRows(Exception):  # noqa: N818
+class TooManyRowsError(Exception):
     """There are more breakpoints than were allowed for."""
 
 
@@ -617,8 +618,8 @@ class Program:
             found = [step for layer in found for step in (layer, relu)][:-1]
         self.layers = [
             layer._replace(
-                weight=None if layer.weight is None else _ordinary(layer.weight),
-                bias=None if layer.bias is None else _ordinary(layer.bias),
+                weight=None if layer.weight is None else ordinary(layer.weight),
+                bias=None if layer.bias is None else ordinary(layer.bias),
             )
             for layer in found
         ]
@@ -712,7 +713,7 @@ class Program:
 
         Raises
         ------
-        TooManyRows
+        TooManyRowsError
             More than ``limit`` of them; nothing has been made for those.
         """
         rows = _Rows(x0, x1, first, gradients, limit)
@@ -791,10 +792,6 @@ class Program:
             return _windows(layer, table)
         except (RuntimeError, IndexError, ValueError):
             raise ly.misfit(layer, table.shape[2:], self.name) from None
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
 def _below(layer: ly.Layer) -> float:
@@ -1016,7 +1013,7 @@ class _Rows:
         apart = bool(new.all())
         below, share = (row, share) if apart else (row[new], share[new])
         if len(self.t) + len(below) > self.limit:
-            raise TooManyRows
+            raise TooManyRowsError
         counts = torch.bincount(below, minlength=len(self.t))
         moved = torch.arange(len(self.t), device=t.device) + counts.cumsum(0) - counts
         places = below + 1 + torch.arange(len(below), device=t.device)

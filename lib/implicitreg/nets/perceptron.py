@@ -177,6 +177,21 @@ def perceptron(weights: Sequence[Tensor]) -> nn.Sequential:
     return nn.Sequential(*built[:-1])
 
 
+def as_module(network: ly.Network) -> nn.Module:
+    """Return a network as a module: itself, or the `perceptron` of its weight matrices.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `perceptron`; the message calls it ``model``.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    if any(w.ndim != 2 for w in ly.matrices(network)):
+        raise ValueError(f"model: must be one network, got weights of shapes {[tuple(w.shape) for w in network]}")
+    return perceptron(network)
+
+
 @overload
 def rescale_nodes(model: nn.Module, generator: torch.Generator, *, scale: float = ...) -> nn.Module: ...
 @overload
@@ -212,7 +227,8 @@ def rescale_nodes(model: ly.Network, generator: torch.Generator, *, scale: float
 
     Notes
     -----
-    Source: Neyshabur et al. 2015, Norm-Based Capacity Control in Neural Networks.
+    Cost: one pass over the weights and a copy of them. Source: Neyshabur et al. 2015, Norm-Based Capacity Control in
+    Neural Networks.
 
     Examples
     --------

@@ -168,18 +168,16 @@ def traced(network: nn.Module, name: str, kinds: Mapping[type[nn.Module], int], 
 
 @contextmanager
 def _left_alone(network: nn.Module) -> Iterator[None]:
-    """Put the attributes of all modules and the global generator back as they were, in evaluation mode in between."""
+    """Put the attributes of all modules back as they were, in evaluation mode in between."""
     # A forward pass may store what it computes, or count: in attributes, or in lists and dictionaries of them.
     attributes = [vars(module) for module in network.modules()]
     held = [each for own in attributes for each in own.values() if isinstance(each, dict | list)]
     kept = [(each, each.copy()) for each in (*attributes, *held)]
-    state = torch.random.get_rng_state()
-    with ly.evaluation(network), warnings.catch_warnings():
+    with ly.evaluation(network, random=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            torch.random.set_rng_state(state)
             for each, before in kept:
                 each.clear()
                 if isinstance(each, dict):
@@ -233,7 +231,7 @@ class _Walk:
         if target == "size" or (target is getattr and args[1] == "shape"):
             dims = (*args[1:], *kwargs.values())
             return _SHAPE if target != "size" or not dims else _BATCH if dims == (0,) else _UNKNOWN
-        if target is operator.getitem and self.env[args[0]] == _SHAPE:  # type: ignore[index]
+        if target is operator.getitem and isinstance(args[0], fx.Node) and self.env[args[0]] == _SHAPE:
             return _BATCH if args[1] == 0 else _UNKNOWN
         if target in _SUMS:
             return self.sum(node)
@@ -363,11 +361,11 @@ class _Walk:
             if last.added is None:
                 found.append(list(last.steps))
             else:
-                one, other, *place = last.added
+                one, other, name, module = last.added
                 # The longer way is the branch.
                 shortcut, branch = sorted((self.between(last.before, each) for each in (other, one)), key=len)
-                tokens = [(*place, kind) for kind in (ly.BRANCH, ly.SHORTCUT, ly.JOIN)]
-                found.append([tokens[0], *branch, tokens[1], *shortcut, tokens[2]])  # type: ignore[list-item]
+                start, aside, end = ((name, module, kind) for kind in (ly.BRANCH, ly.SHORTCUT, ly.JOIN))
+                found.append([start, *branch, aside, *shortcut, end])
             last = last.before
         return [step for steps in reversed(found) for step in steps]
 
