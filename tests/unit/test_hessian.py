@@ -354,9 +354,6 @@ def test_too_few_products_are_said():
         assert not trace.converged
         assert trace.products <= most
         assert trace.standard_error > 1e-6
-    with pytest.warns(RuntimeWarning, match="eigenvalues were found"):  # rounding in float32 is larger than that
-        found = hessian_eigenvalues(net.float(), F.cross_entropy, x.float(), y, tol=1e-12)
-    assert not found.converged
 
 
 # Trace
@@ -736,7 +733,38 @@ def test_precision_does_not_depend_on_where_vectors_are_looked_for(model, which)
     operator = hessian._Hessian(model, F.cross_entropy, x, y, None)
     residuals = [(operator(v) - value * v).norm() for v, value in zip(found.vectors, found.values, strict=True)]
     torch.testing.assert_close(found.residuals, torch.stack(residuals).detach(), rtol=1e-3, atol=1e-13)
-    assert (operator.rounded() is None) == (model.scale != 1)
+    assert (operator.cast(torch.float32) is None) == (model.scale != 1)
+
+
+class Single(nn.Module):
+    """Takes float32 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5)).float()
+
+    def forward(self, x):
+        return self.net(x) @ torch.eye(5)
+
+
+def test_values_of_networks_in_float32_come_from_products_in_float64():
+    model = Single()
+    x, y = data(100, 20, 5)
+    for tol in (None, 1e-12):
+        found = hessian_eigenvalues(model.net, F.cross_entropy, x.float(), y, 2, tol=tol)
+        exact = hessian_eigenvalues(
+            copy.deepcopy(model.net).double(), F.cross_entropy, x.float().double(), y, 2, tol=tol
+        )
+        assert found.converged
+        assert found.values.dtype == found.vectors.dtype == torch.float32
+        torch.testing.assert_close(found.values.double(), exact.values, rtol=1e-7, atol=0)
+    single = hessian_eigenvalues(model, F.cross_entropy, x.float(), y, 2)
+    assert single.converged
+    torch.testing.assert_close(single.values, found.values, rtol=1e-5, atol=0)
+    # There its rounding is larger than what is asked for.
+    with pytest.warns(RuntimeWarning, match="eigenvalues were found"):
+        found = hessian_eigenvalues(model, F.cross_entropy, x.float(), y, tol=1e-12)
+    assert not found.converged
 
 
 def test_products_of_both_precisions_are_counted_and_bounded(monkeypatch):
