@@ -169,7 +169,7 @@ def test_expected_sharpness_against_its_closed_form():
         ("expected_sharpness", "found.mean(0)", "found.median(0).values"),
         ("_deviations", "10 * w.abs() + 1", "w.abs() + 1"),
         ("_increases", "s * _over(alpha, model)", "(s * _over(alpha, model)) ** 2"),  # variance as deviation
-        ("_increases", "torch.randn(", "torch.rand("),
+        ("_noise", "torch.randn(", "torch.rand("),
         ("_increases", "mean(moved) - start", "mean(moved)"),
     ],
 )
@@ -273,6 +273,17 @@ def test_kl_at_is_where_the_expected_sharpness_is_reached():
         assert alone.item() == pytest.approx(kl[i].item(), rel=0.5)  # other draws
     flatter = pac_bayes_kl_at(ensemble, x, y, generator(), draws=100, sharpness=0.2)
     assert (flatter < kl).all()
+
+
+def test_kl_at_does_not_depend_on_what_noise_is_held(monkeypatch):
+    w, x, y = setting()
+    for model in (w, perceptron(w)):
+        drawn, again = generator(), generator()
+        kl = pac_bayes_kl_at(model, x, y, drawn, draws=20)
+        with monkeypatch.context() as patch:
+            patch.setattr(flatness, "_KEPT", 0)
+            assert torch.equal(pac_bayes_kl_at(model, x, y, again, draws=20), kl)
+        assert torch.equal(drawn.get_state(), again.get_state())
 
 
 def test_out_of_reach_is_said():

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,9 @@ from implicitreg.measures.capacity import scores
 from implicitreg.measures.running import ordinary
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
+
+# Bytes of the perturbations that are held.
+_KEPT = 2**28
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Takes scores ``(..., n, k)`` and classes ``(..., n)``, and returns the loss of each sample, ``(..., n)``."""
@@ -170,23 +173,25 @@ def _deviations(weights: Sequence[Tensor]) -> list[Tensor]:
     return [10 * w.abs() + 1 for w in weights]
 
 
+def _noise(weights: Sequence[Tensor], generator: torch.Generator, draws: int) -> Iterator[list[Tensor]]:
+    """Yield standard normal numbers for all weights, some times; they depend on the generator's state alone."""
+    for _ in range(draws):
+        yield [torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w) for w in weights]
+
+
 def _increases(
     model: ly.Network,
     weights: Sequence[Tensor],
     mean: Callable[[Sequence[Tensor]], Tensor],
     alpha: Tensor,
-    generator: torch.Generator,
-    draws: int,
+    noise: Iterable[Sequence[Tensor]],
 ) -> Tensor:
-    """Return the increase of the loss in each draw, ``(draws, ...)``; draws depend on the generator's state alone."""
+    """Return the increase of the loss in each draw of the noise, ``(draws, ...)``."""
     start = mean(weights)
-    deviations = _deviations(weights)
+    deviations = [s * _over(alpha, model) for s in _deviations(weights)]
     found = []
-    for _ in range(draws):
-        moved = []
-        for w, s in zip(weights, deviations, strict=True):
-            noise = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
-            moved.append(torch.addcmul(w, noise, s * _over(alpha, model)))
+    for drawn in noise:
+        moved = [torch.addcmul(w, e, s) for w, e, s in zip(weights, drawn, deviations, strict=True)]
         found.append(mean(moved) - start)
     return torch.stack(found)
 
@@ -245,7 +250,7 @@ def expected_sharpness(
     with _mean_loss(model, x, y, loss) as (weights, mean):
         batch = () if isinstance(model, nn.Module) else mean(weights).shape
         sizes = torch.full(batch, alpha, dtype=weights[0].dtype, device=weights[0].device)
-        found = _increases(model, weights, mean, sizes, generator, draws)
+        found = _increases(model, weights, mean, sizes, _noise(weights, generator, draws))
     return ExpectedSharpness(found.mean(0), found.std(0) / math.sqrt(draws))
 
 
@@ -366,9 +371,14 @@ def pac_bayes_kl_at(
     with _mean_loss(model, x, y, loss) as (weights, mean):
         batch = () if isinstance(model, nn.Module) else mean(weights).shape
 
+        # Drawing takes as long as a pass over some samples of a large network: what fits is drawn once.
+        kept = [*_noise(weights, generator, draws)] if draws * sum(w.nbytes for w in weights) <= _KEPT else None
+
         def above(log_alpha: Tensor) -> Tensor:
-            generator.set_state(state)
-            return _increases(model, weights, mean, log_alpha.exp(), generator, draws).mean(0) >= target
+            if kept is None:
+                generator.set_state(state)
+            noise = _noise(weights, generator, draws) if kept is None else kept
+            return _increases(model, weights, mean, log_alpha.exp(), noise).mean(0) >= target
 
         low = torch.full(batch, math.log(least), dtype=weights[0].dtype, device=weights[0].device)
         high = torch.full_like(low, math.log(most))
