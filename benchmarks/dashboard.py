@@ -34,9 +34,8 @@ PEERS = ("curvlinops-for-pytorch", "pyhessian", "tensorly")
 """Packages that the library is compared with, where they are installed."""
 
 LESS_ACCURATE = 10
-"""Times the error of the library from which a method counts as less accurate, unless it is as small as rounding."""
-
 ROUNDING = 1e-5
+"""A method is as accurate as the library if its error is at most this many times the library's, or at most this."""
 
 _STRICT = ConfigDict(frozen=True, allow_inf_nan=False)
 _Positive = Annotated[float, Field(gt=0)]
@@ -303,7 +302,7 @@ def caption(results: Results) -> str:
     said = (
         "Time of each alternative as a multiple of the library's, for the same job in the same run: "
         "circles to the right of the dotted line are slower, squares to its left faster. "
-        f"Hollow: less accurate, by a factor of {LESS_ACCURATE} and more."
+        f"Hollow: less accurate, with an error above {LESS_ACCURATE} times the library's and above {off(ROUNDING)}."
     )
     if best:
         said += f" The lead is largest for *{best[1]}*: {times(best[0])} for the fastest that is as accurate."

@@ -120,5 +120,5 @@ def cite(routine: Callable[..., Any]) -> str:
     """
     name = getattr(routine, "__name__", repr(routine))
     if not getattr(routine, "__module__", "").startswith("implicitreg.") or name not in SOURCES:
-        raise ValueError(f"routine: must be one of {', '.join(sorted(SOURCES))}, got {name}")
+        raise ValueError(f"routine: must be one of the functions {', '.join(sorted(SOURCES))}, got {name}")
     return bibtex(SOURCES[name])

@@ -107,8 +107,10 @@ def test_memory_decides_how_many_go_together(monkeypatch, kept):
     monkeypatch.setattr("implicitreg.measures.complexity._KEPT", kept)
     parts = geometric_complexity(net, x)
     hook.remove()
-    assert max(sizes) < 9
-    assert sum(sizes[1:]) == 9
+    first, *between, last = sizes  # what they hold is tried on the first, what they are on some alone
+    assert (first, last) == (2, 9)
+    assert max(between) < 9
+    assert sum(between) == 9
     assert math.isclose(parts.value, whole.value, rel_tol=1e-13)
     assert math.isclose(parts.standard_error, whole.standard_error, rel_tol=1e-11)
 
@@ -118,7 +120,7 @@ def test_weights_do_not_count_as_memory_of_a_sample(monkeypatch):
     net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr("implicitreg.measures.complexity._KEPT", 20_000)  # a quarter of the weights
     geometric_complexity(net, normal(6, 8))
-    assert sizes == [1, 6]
+    assert sizes == [2, 6, 6]
 
 
 def test_a_linear_map_has_its_frobenius_norm_everywhere():
@@ -199,7 +201,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_the_mode_comes_back_after_an_error():
     net = convolutional().train()
-    with pytest.raises(ValueError, match=r"^x: of shape \(1, 3, 7, 5\) and torch.float32 does not fit the model"):
+    with pytest.raises(ValueError, match=r"^x: of shape \(2, 3, 7, 5\) and torch.float32 does not fit the model"):
         geometric_complexity(net, torch.ones(4, 3, 7, 5))
     assert all(part.training for part in net.modules())
 
@@ -222,12 +224,12 @@ def test_refusals():
     for wrong, error, match in (
         ([1.0], TypeError, "x: must be a torch.Tensor, got list"),
         (torch.ones(4, 3, dtype=torch.int64), TypeError, "x: must have dtype float32 or float64, got int64"),
-        (torch.ones(4, 3).double(), ValueError, r"x: of shape \(1, 3\) and torch.float64 does not fit the model"),
+        (torch.ones(4, 3).double(), ValueError, r"x: of shape \(2, 3\) and torch.float64 does not fit the model"),
         (torch.full((4, 3), math.nan), ValueError, "x: must be finite, got NaN or infinity"),
         (torch.ones(1, 3), ValueError, r"x: must have shape \(n, ...\) with n >= 2, got \(1, 3\)"),
         (torch.ones(0, 3), ValueError, r"x: must have shape \(n, ...\) with n >= 2, got \(0, 3\)"),
         (torch.ones(3), ValueError, r"x: must have shape \(n, ...\) with n >= 2, got \(3,\)"),
-        (torch.ones(4, 5), ValueError, r"x: of shape \(1, 5\) and torch.float32 does not fit the model"),
+        (torch.ones(4, 5), ValueError, r"x: of shape \(2, 5\) and torch.float32 does not fit the model"),
     ):
         for model in (net, [net.weight]):
             with pytest.raises(error, match=f"^{match}"):
@@ -246,11 +248,11 @@ def test_refusals():
     for kind, match in (
         ("detached", "outputs must be differentiable in x"),
         ("constant", "outputs must be differentiable in x"),
-        ("pair", r"outputs must have shape \(n, ...\) with n = 1 samples, got tuple"),
+        ("pair", r"outputs must have shape \(n, ...\) with n = 2 samples, got tuple"),
     ):
         with pytest.raises(ValueError, match=f"^model: {match}"):
             geometric_complexity(Cut(kind), x)
-    with pytest.raises(ValueError, match=r"^model: outputs must have shape \(n, k\) with k >= 1, got \(1, 1, 3\)"):
+    with pytest.raises(ValueError, match=r"^model: outputs must have shape \(n, k\) with k >= 1, got \(2, 1, 3\)"):
         geometric_complexity(nn.Unflatten(1, (1, 3)), x)
     with pytest.raises(ValueError, match=r"^model: outputs: must be finite"):
         geometric_complexity([torch.full((2, 3), math.nan)], x)

@@ -109,6 +109,14 @@ def test_the_same_from_what_was_kept(made):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
+def test_page_and_caption_say_what_counts_as_accurate(made, dashboard):
+    most, least = dashboard.LESS_ACCURATE, dashboard.off(dashboard.ROUNDING)
+    page = (ROOT / "book/benchmarks.md").read_text("utf-8")
+    assert f"at most {most} times the library's, or at most {least};" in page
+    _, folder = made(raw())
+    assert f"above {most} times the library's and above {least}." in (folder / "dashboard.md").read_text()
+
+
 def test_text_of_the_figure_is_read_on_a_phone(dashboard, made):
     """No text is smaller than 9 px where 5 inches are 308 px wide, and none is cut off."""
     _, folder = made(raw())

@@ -208,9 +208,9 @@ def test_what_a_network_does_not_have_is_told_by_name():
     assert set(found.refused) == {"capacities", "path norms", "layers", "straightness"}
     assert all("Sigmoid" in reason for reason in found.refused.values())
     assert "Hessian trace" in {each.name for each in found}
-    assert "not measured: path norms: model: unsupported layer Sigmoid" in str(found)
-    with pytest.raises(TypeError, match="unsupported layer Sigmoid"):
-        report(net, x, y, measures=["path norms"])
+    told = " ".join(str(found).split())
+    assert "not measured: capacities, " in told
+    assert told.count("unsupported layer Sigmoid") == len(set(found.refused.values())) < 4  # each reason once
 
 
 def test_hooks_that_may_change_the_function_are_not_mixed_with_norms_of_another():
@@ -339,7 +339,7 @@ def test_buffers_that_a_forward_writes_are_put_back():
 def test_a_network_that_is_random_in_evaluation_mode_is_refused_and_draws_nothing():
     net = Drawing()
     before = torch.get_rng_state()
-    with pytest.raises(ValueError, match="model: must be deterministic in evaluation mode"):
+    with pytest.raises(ValueError, match=r"model: outputs of a sample must .* be the same every time"):
         report(net, *data())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -379,7 +379,7 @@ class Two(nn.Module):
         ({"model": "net"}, TypeError, "model: must be a torch.nn.Module or a sequence"),
         ({"model": [torch.zeros(2, 10, 64)]}, ValueError, "model: must be one network"),
         ({"measures": "margin"}, TypeError, "measures: must be a list"),
-        ({"measures": ["margins"]}, ValueError, "measures: must be functions or some of loss, margin"),
+        ({"measures": ["margins"]}, ValueError, "measures: must be some of loss, margin"),
         ({"measures": []}, ValueError, "measures: must hold at least one"),
         ({"loss": 3}, TypeError, "loss: must be a function of scores and classes, got int"),
         ({"loss": nn.CrossEntropyLoss()}, ValueError, r"loss: must return the loss of each sample.*got shape \(\)"),

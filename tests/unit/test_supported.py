@@ -142,8 +142,8 @@ ROWS = {
     ),
     "Skip connections that are not nested": lambda: flat(Net(dense_connections, linear(), linear(), linear())),
     "A layer that is used twice": lambda: flat(shared(), Net(lambda x, a: a(a(x).relu()), linear())),
-    "Parametrisations, such as a weight or spectral norm": lambda: flat(
-        parametrizations.weight_norm(linear()), parametrizations.spectral_norm(linear())
+    "Parametrisations, such as a spectral norm": lambda: flat(
+        parametrizations.orthogonal(linear(), orthogonal_map="cayley"), parametrizations.spectral_norm(linear())
     ),
     "Weights that a hook computes, as in pruning": lambda: flat(prune.random_unstructured(linear(), "weight", 0.5)),
     "`Tanh`, `GELU`, `Sigmoid` and other smooth activations": lambda: flat(

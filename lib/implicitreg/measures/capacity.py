@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from implicitreg import checks
 from implicitreg.measures.norms import group_product, operator_product, path_norm
-from implicitreg.measures.running import misfit, run
+from implicitreg.measures.running import alone, misfit, run
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
@@ -43,16 +43,18 @@ def scores(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             if isinstance(model, nn.Module):
                 with ly.evaluation(model):
-                    rows = max(1, _INPUTS * len(x) // x.nbytes)
-                    z = torch.cat([run(model, part) for part in torch.split(x, rows)])
+                    parts = torch.tensor_split(x, math.ceil(x.nbytes / _INPUTS))  # as large as each other
+                    z = alone(model, x, torch.cat([run(model, part) for part in parts if len(part)]))
             else:
                 with misfit(x):
-                    z = checks.finite(_in_parts(weights or [], x), "model: outputs")
+                    z = _in_parts(weights or [], x)
+                checks.finite(z, "model: outputs")
     except ValueError:
         checks.finite(x, "x")
         raise
-    if z.ndim < 2 or z.shape[-1] < 2:
-        raise ValueError(f"model: outputs must have shape (..., n, k) with k >= 2, got {tuple(z.shape)}")
+    if z.ndim < 2 or z.shape[-1] < 2 or (weights is None and z.ndim > 2):
+        many = "" if weights is None else "..., "
+        raise ValueError(f"model: outputs must have shape ({many}n, k) with k >= 2, got {tuple(z.shape)}")
     checks.scored(y, z, "y")
     return z
 
@@ -65,7 +67,8 @@ def margins(model: ly.Network, x: Tensor, y: Tensor) -> Tensor:
     Parameters
     ----------
     model
-        Any module with outputs ``(n, k)``, k >= 2, or weight matrices ``(..., h_i, h_{i-1})``.
+        Any module with outputs ``(n, k)``, k >= 2, or weight matrices ``(..., h_i, h_{i-1})``. In evaluation mode
+        the outputs of one sample must depend on that sample alone.
     x
         Inputs: shape ``(n, ...)`` for a module, ``(..., n, h_0)`` for weight matrices.
     y

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from implicitreg import checks
-from implicitreg.measures.running import blaming, held, run
+from implicitreg.measures.running import alone, blaming, held, run
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import as_module
 
@@ -78,20 +78,22 @@ def geometric_complexity(model: ly.Network, x: Tensor, *, batch: int | None = No
     """
     if batch is not None:
         checks.integer(batch, "batch", 1)
-    checks.finite(checks.floating(x, "x"), "x")
+    checks.floating(x, "x")
+    model = as_module(model)
+    checks.located(x, next(model.parameters(), x).device, "x")
+    checks.finite(x, "x")
     if x.ndim < 2 or len(x) < 2 or 0 in x.shape:
         raise ValueError(f"x: must have shape (n, ...) with n >= 2, got {tuple(x.shape)}")
-    model = as_module(model)
-    own = next(model.parameters(), x)
-    checks.located(x, own.device, "x")
     # In inference mode there are no gradients.
     with torch.inference_mode(False), torch.enable_grad(), ly.evaluation(model):
         x = x.detach()
         if batch is None:
-            one = x[:1].clone().requires_grad_()
-            each = held(lambda: _scores(model, one), (*model.parameters(), *model.buffers()))
-            batch = max(1, _KEPT // max(1, each))
-        squares = torch.cat([_squares(model, part) for part in torch.split(x, batch)])
+            two = x[:2].clone().requires_grad_()
+            both = held(lambda: _scores(model, two), (*model.parameters(), *model.buffers()))
+            batch = max(1, 2 * _KEPT // max(1, both))
+        found, z = zip(*[_squares(model, part) for part in torch.split(x, batch)], strict=True)
+        alone(model, x, torch.cat(z))
+        squares = torch.cat(found)
     value, error = float(squares.mean()), float(squares.std()) / math.sqrt(len(squares))
     if not math.isfinite(value + error):
         raise ValueError("model: gradients in x, or their squares, are not finite")
@@ -106,13 +108,14 @@ def _scores(model: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
-def _squares(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the squared norm of the Jacobian matrix of each sample, in float64."""
+def _squares(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared norm of the Jacobian matrix of each sample, in float64, and the outputs."""
     x = x.clone().requires_grad_()
-    each = _scores(model, x).unbind(1)
+    z = _scores(model, x)
+    each = z.unbind(1)
     squares = x.new_zeros(len(x), dtype=torch.float64)
     for left, f in zip(reversed(range(len(each))), each, strict=True):
         with blaming("model: outputs must be differentiable in x"):
             (gradient,) = torch.autograd.grad(f.sum(), x, retain_graph=left > 0)
         squares += gradient.flatten(1).double().square().sum(1)
-    return squares
+    return squares, z.detach()

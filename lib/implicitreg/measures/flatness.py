@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from implicitreg import checks
 from implicitreg.dynamics.losses import cross_entropy
 from implicitreg.measures.capacity import scores
-from implicitreg.measures.running import ordinary
+from implicitreg.measures.running import Stateless, blaming, ordinary
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import outputs
 
@@ -36,7 +35,8 @@ def each_loss(loss: Loss, z: Tensor, y: Tensor) -> Tensor:
     """
     if not callable(loss):
         raise TypeError(f"loss: must be a function of scores and classes, got {type(loss).__name__}")
-    values = loss(z, y)
+    with blaming(f"loss: does not take scores {tuple(z.shape)}, {z.dtype}, and classes {tuple(y.shape)}", TypeError):
+        values = loss(z, y)
     if not isinstance(values, Tensor) or values.shape != z.shape[:-1]:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -57,16 +57,15 @@ def _mean_loss(
         if not isinstance(model, nn.Module):
             yield [w.detach() for w in ly.matrices(model)], lambda ws: loss(outputs(ws, x), y).mean(-1)
             return
-        weights = {name: w.detach() for name, w in model.named_parameters()}
+        network = Stateless(model)
+        weights = {name: w.detach() for name, w in network.parameters.items()}
         if not weights:
             raise ValueError("model: must have parameters")
-        buffers = {name: ordinary(b) for name, b in model.named_buffers()}
+        buffers = {name: ordinary(b) for name, b in network.buffers.items()}
         with ly.evaluation(model):
             yield (
                 list(weights.values()),
-                lambda ws: loss(
-                    functional_call(model, {**buffers, **dict(zip(weights, ws, strict=True))}, (x,)), y
-                ).mean(-1),
+                lambda ws: loss(network({**buffers, **dict(zip(weights, ws, strict=True))}, x), y).mean(-1),
             )
 
 

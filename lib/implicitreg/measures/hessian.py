@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from implicitreg import checks
 from implicitreg.measures.flatness import Loss
-from implicitreg.measures.running import blaming, held, ordinary, run
+from implicitreg.measures.running import Stateless, alone, blaming, held, ordinary, run, some
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import as_module
 
@@ -23,8 +23,6 @@ _KEPT, _HELD = 2**29, 2**27
 _CACHED, _EFFICIENT = 2**22, 256
 # Bytes of the vectors that span a Krylov space.
 _BASIS = 2**29
-# Samples on which the loss is tried and the size of a graph is measured.
-_TRIED = 32
 # What standard errors of traces are multiplied by, so that two of them hold in 97 of 100 cases, not 95.
 _MARGIN = 1.1
 # Down to this tolerance the eigenvectors may be looked for in float32.
@@ -45,8 +43,8 @@ class _Hessian:
 
     def __init__(self, model: ly.Network, loss: Loss, x: Tensor, y: Tensor, batch: int | None) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.model = as_module(model)
-            named = _parameters(self.model)
+            self.network = Stateless(as_module(model))
+            named = _parameters(self.network)
             first = next(iter(named.values()))
             self.names, self.dtype, self.device = list(named), first.dtype, first.device
             _data(x, y, self.device)
@@ -56,19 +54,21 @@ class _Hessian:
                 raise TypeError(f"loss: must be callable, got {type(loss).__name__}")
             self.loss, self.products = loss, 0
             self.weights = [ordinary(w).requires_grad_() for w in named.values()]
-            self.buffers = {name: ordinary(b) for name, b in self.model.named_buffers()}
+            self.buffers = {name: ordinary(b) for name, b in self.network.buffers.items()}
             self.x, self.y = ordinary(x), ordinary(y)
         self.sizes = [w.numel() for w in self.weights]
         self.size, n = sum(self.sizes), len(x)
         self.blocks = _layers(self.names, self.sizes)
-        tried = torch.linspace(0, n - 1, min(n, _TRIED)).long().to(self.device)
+        tried = some(self.x)
         self._means(tried)
         each = max(1.0, held(lambda: self._gradient(tried), self.weights) / len(tried))
         self.kept = each * n <= _KEPT
         if batch is None:
             batch = max(1, min(max(_EFFICIENT, int(_CACHED / each)), int(_HELD / each)))
             batch = math.ceil(n / math.ceil(n / batch))
-        self.parts = [slice(i, i + batch) for i in range(0, n, batch)]
+        self.parts: list[slice | Tensor] = [slice(i, i + batch) for i in range(0, n, batch)]
+        self._adds_up()
+        self._symmetric(tried)
         self.graphs = [self._gradient(part) for part in self.parts] if self.kept else []
 
     def cast(self, dtype: torch.dtype) -> "_Hessian | None":
@@ -88,17 +88,20 @@ class _Hessian:
                 other.weights = [cast(w).requires_grad_() for w in self.weights]
                 other.buffers = {name: cast(b) for name, b in self.buffers.items()}
                 other.x, other.y = cast(self.x), cast(self.y)
-            # Where no graphs are kept, that of one sample shows whether it can be done.
-            other.graphs = [other._gradient(part) for part in (self.parts if other.kept else [slice(1)])]
-        except (TypeError, ValueError):
+            # Where no graphs are kept, that of some samples shows whether it can be done.
+            other.graphs = [other._gradient(part) for part in (self.parts if other.kept else [some(self.x)])]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever the user's own code raises
             return None
         return other
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the checked outputs of some samples."""
         named = {**self.buffers, **dict(zip(self.names, self.weights, strict=True))}
-        with ly.evaluation(self.model):
-            return run(lambda part: functional_call(self.model, named, (part,)), x)
+        # The faster kernels of attention have no second derivative.
+        with ly.evaluation(self.network.model), sdpa_kernel(SDPBackend.MATH):
+            return run(lambda part: self.network(named, part), x)
 
     def _loss(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of some samples, checked."""
@@ -122,15 +125,40 @@ class _Hessian:
                 a = slice(0, (len(z) + 2) // 3)
                 b = slice(a.stop, None) if len(z) > 1 else a
                 parts = [torch.cat([z[a], z[b]]), torch.cat([y[a], y[b]])]
-                whole, one, two = self._loss(*parts), self._loss(z[a], y[a]), self._loss(z[b], y[b])
-                share = len(z[a]) / len(parts[0])
-                mean = share * one + (1 - share) * two
-                if not torch.isclose(whole, mean, rtol=1e-3, atol=1e-6 * float(one.abs() + two.abs())):
-                    raise ValueError(
-                        "loss: must be the mean over the samples or the loss of each: of "
-                        f"{len(parts[0])} samples it is {whole:.6g}, and the mean of its parts {mean:.6g}; "
-                        "reduction='sum' and weights of classes in a mean are not supported, reduction='none' is"
-                    )
+                self._mean(parts[0], parts[1], [slice(len(z[a])), slice(len(z[a]), None)], 1e-3)
+
+    def _adds_up(self) -> None:
+        """Refuse outputs or a loss that would depend on which samples are taken at once."""
+        with torch.inference_mode(False), torch.no_grad():
+            z = torch.cat([self._outputs(self.x[part]) for part in self.parts])
+            alone(self._outputs, self.x, z)
+            self._mean(z, self.y, self.parts, 1e-5 if z.dtype == torch.float32 else 1e-9)
+
+    def _mean(self, z: Tensor, y: Tensor, parts: Sequence[slice | Tensor], tol: float) -> None:
+        """Refuse a loss that is not, up to a tolerance, the mean of those of some parts."""
+        whole = self._loss(z, y)
+        shares = torch.stack([self._loss(z[part], y[part]) * (len(z[part]) / len(z)) for part in parts])
+        if not abs(whole - shares.sum()) <= tol * shares.abs().sum():
+            raise ValueError(
+                f"loss: must be the mean over the samples or the loss of each: of {len(z)} samples it is {whole:.6g}, "
+                f"and the mean of its parts {shares.sum():.6g}; reduction='sum' and weights of classes in a mean are "
+                "not supported, reduction='none' is"
+            )
+
+    def _symmetric(self, tried: Tensor) -> None:
+        """Refuse operations whose second derivatives are wrong, as are those of torch's fused weight norm."""
+        few = copy.copy(self)
+        few.parts, few.graphs, few.kept = [tried], [self._gradient(tried)], True
+        like = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        generator = torch.Generator().manual_seed(0)
+        u, v = _signs(like, generator), _signs(like, generator)
+        hu, hv = few(u), few(v)
+        off, size = abs(float(u @ hv - v @ hu)), float(torch.linalg.vector_norm(hu) + torch.linalg.vector_norm(hv))
+        if off > (1e-3 if self.dtype == torch.float32 else 1e-6) * size:
+            raise ValueError(
+                f"model: second derivatives are not symmetric, but off by {off / size:.2g}: those of some operation in "
+                "it are wrong; torch's weight_norm is one, and can be removed by remove_parametrizations"
+            )
 
     def _gradient(self, part: slice | Tensor) -> list[Tensor]:
         """Return the gradient of some samples' share of the mean loss, with its graph."""
@@ -139,9 +167,11 @@ class _Hessian:
             value = self._loss(self._outputs(x), self.y[part]) * (len(x) / len(self.x))
             if not value.requires_grad:
                 raise ValueError("loss: must be a differentiable function of the parameters")
-            return list(
-                torch.autograd.grad(value, self.weights, create_graph=True, allow_unused=True, materialize_grads=True)
-            )
+            with blaming("loss: must be a differentiable function of the parameters"):
+                found = torch.autograd.grad(
+                    value, self.weights, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            return list(found)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return the product with a vector ``(p,)``, in float64."""
@@ -174,9 +204,9 @@ class _Hessian:
         return checks.finite(product, "loss: second derivatives")
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
+def _parameters(network: Stateless) -> dict[str, Tensor]:
     """Return all parameters of a network by name, checked."""
-    named: dict[str, Tensor] = dict(model.named_parameters())
+    named: dict[str, Tensor] = {**network.parameters}
     if not any(w.numel() for w in named.values()):
         raise ValueError("model: must have parameters")
     for name, w in named.items():
@@ -187,7 +217,7 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
             raise ValueError(f"model: parameters must have one {what}, got {', '.join(sorted(found))}")
     if next(iter(named.values())).is_meta:
         raise ValueError("model: parameters must have values, got device meta")
-    ly.finite(model)
+    ly.finite(network.model)
     return named
 
 
@@ -246,6 +276,13 @@ class HessianEigenvalues:
     products: int
 
 
+def _dimension(k: int, largest: bool) -> int:
+    """Return the dimension of the Krylov spaces in which k eigenvalues of one end are looked for."""
+    # Few, since ARPACK looks at its residuals only when it restarts; at the lower end, where eigenvalues lie closer
+    # to each other, more than that spare restarts.
+    return 2 * k + (7 if largest else 18)
+
+
 def _lanczos(product: Product, start: Tensor, k: int, largest: bool, tol: float, most: int) -> tuple[Tensor, float]:
     """Return the unit eigenvectors that were found of k at one end of the spectrum, ``(k, p)``, and the shift.
 
@@ -267,7 +304,7 @@ def _lanczos(product: Product, start: Tensor, k: int, largest: bool, tol: float,
         w = torch.from_numpy(np.ascontiguousarray(v).reshape(-1)).to(start.device)
         return product(w).add_(w, alpha=shift).cpu().numpy()
 
-    dimension = 2 * k + 7  # few, since it looks at its residuals only when it restarts
+    dimension = _dimension(k, largest)
     restarts = (most - k - 1 - dimension) // (dimension - k)  # at least 1, and ARPACK starts once before
     try:
         _, found = eigsh(
@@ -311,14 +348,17 @@ def hessian_eigenvalues(
     Parameters
     ----------
     model
-        Any module whose parameters have one dtype, float32 or float64, or weight matrices ``(h_i, h_{i-1})``.
+        Any module whose parameters have one dtype, float32 or float64, and whose outputs for a sample depend on that
+        sample alone, in evaluation mode; or weight matrices ``(h_i, h_{i-1})``.
     loss
         Takes outputs ``(n, ...)`` and ``y``. Returns the loss of each sample, ``(n,)``, or their mean: a function
         such as `torch.nn.functional.cross_entropy`, or a module such as `torch.nn.MSELoss`.
     x
         Inputs, shape ``(n, ...)``.
     y
-        Classes, int64, or what else the loss compares outputs with, float32 or float64; shape ``(n, ...)``.
+        Classes, int64, or what else the loss compares outputs with, float32 or float64; shape ``(n, ...)``. Numbers
+        that a loss could broadcast against the outputs by mistake, of another shape but as many, or with as many
+        dimensions, are refused.
     k
         Number of eigenvalues, from 1 to the number p of parameters; for both ends to half of it.
     which
@@ -358,13 +398,14 @@ def hessian_eigenvalues(
     What torch does not differentiate twice without saying so, such as a function marked ``once_differentiable``,
     counts as constant the second time.
 
-    Lanczos iterations with restarts (ARPACK). For up to 4 k + 14 parameters the whole matrix is computed instead.
-    Whatever the dtype of the network, with a tolerance of at least 1e-6 the eigenvectors are looked for by products
-    in float32; values and residuals come from products in float64, and where the residuals are not as small as asked
-    for, all is done in float64. A loss or a network that takes one dtype alone has all in that.
-    Cost: usually 11 to 50 products for k = 1. Each takes two to three times as long as a gradient, if the graphs are
-    kept; and 2 k + 7 vectors of p numbers are held in float64. Sources: Pearlmutter 1994, Fast Exact Multiplication
-    by the Hessian; Lehoucq, Sorensen and Yang 1998, ARPACK Users' Guide.
+    Lanczos iterations with restarts (ARPACK). For up to 4 k + 14 parameters, at the lower end 4 k + 36, the whole
+    matrix is computed instead. Whatever the dtype of the network, with a tolerance of at least 1e-6 the eigenvectors
+    are looked for by products in float32; values and residuals come from products in float64, and where the residuals
+    are not as small as asked for, all is done in float64. A loss or a network that takes one dtype alone has all in
+    that. Cost: usually 11 to 50 products for k = 1, at the lower end 50 to 150. Each takes two to three times as long
+    as a gradient, if the graphs are kept; and 2 k + 7 vectors of p numbers, at the lower end 2 k + 18, are held in
+    float64. Sources: Pearlmutter 1994, Fast Exact Multiplication by the Hessian; Lehoucq, Sorensen and Yang 1998,
+    ARPACK Users' Guide.
 
     Examples
     --------
@@ -384,10 +425,11 @@ def hessian_eigenvalues(
     p, ends = product.size, [True, False] if which == "both" else [which == "largest"]
     if k * len(ends) > p:
         raise ValueError(f"k: must be at most {p // len(ends)} for {p} parameters and which={which!r}, got {k}")
-    few = p <= 4 * k + 14
-    least = p if few else len(ends) * (4 * k + 15)
-    if most < least:
-        raise ValueError(f"max_products: must be at least {least} for k = {k} and which={which!r}, got {most}")
+    least = {largest: 2 * _dimension(k, largest) + 1 for largest in ends}  # products, with one restart
+    few = p < max(least.values())
+    needed = p if few else sum(least.values())
+    if most < needed:
+        raise ValueError(f"max_products: must be at least {needed} for k = {k} and which={which!r}, got {most}")
     if tol is None:
         tol = 2e-5 if product.dtype == torch.float64 else 1e-4
     # An eigenvector that is off by ε gives an eigenvalue that is off by ε²: single precision finds the one, double
@@ -399,12 +441,13 @@ def hessian_eigenvalues(
     values, residuals, vectors, converged = [], [], [], True
     h = _dense(fine, start) if few else None
     for i, largest in enumerate(ends):
+        v, value, residual, found = start.new_empty(0, p), start.new_empty(0), start.new_empty(0), False
         for each in precisions:
             left = (most - sum(one.products for one in precisions)) // (len(ends) - i)
             if h is not None:
                 v = torch.linalg.eigh(h).eigenvectors.mT
                 v, scale = v[-k:] if largest else v[:k], 2 * float(h.norm()) / math.sqrt(p)
-            elif left < 4 * k + 15:
+            elif left < least[largest]:
                 break
             else:
                 try:
@@ -655,12 +698,13 @@ def hessian_trace(
     error is estimated from the norms of the products, leaving out the subtrahend, and a tenth is added: it is a
     little too large. Where it takes fewer products, the signs of one layer at a time estimate the trace of its block.
 
-    In float64 the products are taken in float32, unless the standard error asked for is below a thousandth.
+    In float64 the products are taken in float32, unless the standard error asked for is below a thousandth, or one
+    product in both shows that single precision is off by as much.
 
     Cost: for trained networks usually 20 to 200 products, and as many vectors of p numbers in float64, within
-    512 MiB; for networks at their start, whose Hessian is large between the layers, some hundreds. Up to 26
-    parameters, the trace is computed exactly. Sources: Hutchinson 1989, A Stochastic Estimator of the Trace of the
-    Influence Matrix; Meyer et al. 2021, Hutch++: Optimal Stochastic Trace Estimation.
+    512 MiB or, if more, 28 vectors; for networks at their start, whose Hessian is large between the layers, some
+    hundreds. Up to 26 parameters, the trace is computed exactly. Sources: Hutchinson 1989, A Stochastic Estimator of
+    the Trace of the Influence Matrix; Meyer et al. 2021, Hutch++: Optimal Stochastic Trace Estimation.
 
     Examples
     --------
@@ -686,10 +730,12 @@ def hessian_trace(
             generator.set_state(state)
             used = sum(one.products for one in precisions)
             try:
-                if each is not product and target is not None:
+                if each is not product:
                     g = _signs(like, torch.Generator().manual_seed(0))
-                    used += 1
-                    if target < _COARSE * abs(float(g @ each(g))):
+                    a, b = each(g), product(g)
+                    used += 2
+                    fine = target is None or target >= _COARSE * abs(float(g @ b))
+                    if not fine or torch.linalg.vector_norm(a - b) > _COARSE * torch.linalg.vector_norm(b):
                         continue
                 value, error, converged = _trace(each, like, product.blocks, generator, target, most - used)
                 break

@@ -21,6 +21,7 @@ from implicitreg.measures.flatness import Loss, each_loss, expected_sharpness, p
 from implicitreg.measures.hessian import hessian_eigenvalues, hessian_trace
 from implicitreg.measures.layerwise import layer_norms
 from implicitreg.measures.norms import path_norm
+from implicitreg.measures.running import run, some
 from implicitreg.measures.segment_samples import sampled_straightness
 from implicitreg.nets import layers as ly
 from implicitreg.nets.perceptron import as_module
@@ -329,7 +330,7 @@ class Report:
     @property
     def title(self) -> str:
         """What was measured on what."""
-        return f"{self.network} on {self.samples:,} samples"
+        return f"{self.network} on {self.samples:,} sample{'s' if self.samples > 1 else ''}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         """Return the table of what belongs to the whole network, as text."""
@@ -357,6 +358,13 @@ class Report:
         heads = (("measure", "value", "± s.e.", "by", "source"), _LAYER)
         return [(head, rows) for head, rows in zip(heads, (self._rows(), self._layers()), strict=True) if rows]
 
+    def _reasons(self) -> list[tuple[str, str]]:
+        """Return what was not measured by its reason, each told once."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.refused.items():
+            found.setdefault(reason, []).append(name)
+        return [(", ".join(names), reason) for reason, names in found.items()]
+
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich import box
         from rich.table import Table
@@ -371,8 +379,8 @@ class Report:
             for row in rows:
                 table.add_row(*map(Text, row))
             yield table
-        for name, reason in self.refused.items():
-            yield Text(f"not measured: {name}: {reason}", style="yellow")
+        for names, reason in self._reasons():
+            yield Text(f"not measured: {names}: {reason}", style="yellow")
 
     def __repr__(self) -> str:
         # Beside the HTML in a notebook, and the same twice: without seconds.
@@ -391,7 +399,7 @@ class Report:
             cells = "".join(f"<th>{escape(column)}</th>" for column in head)
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             parts.append(f'<table class="dataframe"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>')
-        parts += [f"<p>not measured: {escape(name)}: {escape(reason)}</p>" for name, reason in self.refused.items()]
+        parts += [f"<p>not measured: {escape(names)}: {escape(reason)}</p>" for names, reason in self._reasons()]
         return "".join(parts)
 
 
@@ -510,7 +518,7 @@ def _chosen(measures: Iterable[str | Custom] | None) -> dict[str, Compute]:
     for each in measures:
         name = getattr(each, "__name__", type(each).__name__) if callable(each) else each
         if not callable(each) and name not in _PANEL:
-            raise ValueError(f"measures: must be functions or some of {', '.join(_PANEL)}, got {each!r}")
+            raise ValueError(f"measures: must be some of {', '.join(_PANEL)}, or functions, got {each!r}")
         if name in chosen or (callable(each) and name in _PANEL):
             raise ValueError(f"measures: must have different names, got {name!r} twice")
         chosen[name] = _custom(each) if callable(each) else _PANEL[name][0]
@@ -548,9 +556,10 @@ def _flops(model: nn.Module, x: Tensor) -> float:
     """Return about how many operations one sample takes to pass through a network, in single precision."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    few = some(x)
     with torch.no_grad(), ly.evaluation(model), FlopCounterMode(display=False) as counter:
-        model(x[:1].detach())
-    return max(float(counter.get_total_flops()), 1e4) * (2 if x.dtype == torch.float64 else 1)
+        run(model, x.detach()[few])
+    return max(float(counter.get_total_flops()) / len(few), 1e4) * (2 if x.dtype == torch.float64 else 1)
 
 
 def _words(model: ly.Network) -> str:

@@ -159,7 +159,7 @@ def unsupported(module: nn.Module, name: str, supported: str, reason: str = "") 
 
 @contextmanager
 def evaluation(model: nn.Module, *, random: bool = False) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part, buffer and torch's random generator back to what they were.
+    """Put a module into evaluation mode, and its parts, their attributes and torch's generator back to what they were.
 
     Raises
     ------
@@ -175,6 +175,10 @@ def evaluation(model: nn.Module, *, random: bool = False) -> Iterator[None]:
     buffers = [
         (part, key, b, b.clone()) for part in model.modules() for key, b in part._buffers.items() if b is not None
     ]
+    # A forward pass may store what it computes, or count: in attributes, or in lists and dictionaries of them.
+    attributes = [vars(part) for part in model.modules()]
+    holders = [each for own in attributes for each in own.values() if isinstance(each, dict | list)]
+    kept = [(each, each.copy()) for each in (*attributes, *holders)]
     state = torch.get_rng_state()
     for part in training:
         part.training = False
@@ -183,6 +187,8 @@ def evaluation(model: nn.Module, *, random: bool = False) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+        for holder, was in kept:
+            _put_back(holder, was)
         for part, key, buffer, before in buffers:
             part._buffers[key] = buffer
             if not buffer.is_inference() and not buffer.is_meta and not torch.equal(buffer, before):
@@ -191,6 +197,16 @@ def evaluation(model: nn.Module, *, random: bool = False) -> Iterator[None]:
         torch.set_rng_state(state)
     if drawn and not random:
         raise ValueError("model: must be deterministic in evaluation mode, but its forward drew random numbers")
+
+
+def _put_back(holder: Any, was: Any) -> None:
+    """Give a dictionary or list the very entries that it had."""
+    if isinstance(holder, dict):
+        if holder.keys() != was.keys() or any(holder[key] is not value for key, value in was.items()):
+            holder.clear()
+            holder.update(was)
+    elif len(holder) != len(was) or any(a is not b for a, b in zip(holder, was, strict=True)):
+        holder[:] = was
 
 
 def unhooked(network: Network) -> None:

@@ -4,8 +4,7 @@ import inspect
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -152,7 +151,8 @@ def traced(network: nn.Module, name: str, kinds: Mapping[type[nn.Module], int], 
 
     if "forward" in vars(network):
         raise ly.unsupported(network, name, supported, "its forward has been replaced")
-    with _left_alone(network):
+    with ly.evaluation(network, random=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             optional = {
                 key: given.default
@@ -164,26 +164,6 @@ def traced(network: nn.Module, name: str, kinds: Mapping[type[nn.Module], int], 
             reason = f"its forward cannot be followed: {(str(error) or type(error).__name__).splitlines()[0]}"
             raise ly.unsupported(network, name, supported, reason) from error
     return _Walk(network, name, kinds, supported).through(graph)
-
-
-@contextmanager
-def _left_alone(network: nn.Module) -> Iterator[None]:
-    """Put the attributes of all modules back as they were, in evaluation mode in between."""
-    # A forward pass may store what it computes, or count: in attributes, or in lists and dictionaries of them.
-    attributes = [vars(module) for module in network.modules()]
-    held = [each for own in attributes for each in own.values() if isinstance(each, dict | list)]
-    kept = [(each, each.copy()) for each in (*attributes, *held)]
-    with ly.evaluation(network, random=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for each, before in kept:
-                each.clear()
-                if isinstance(each, dict):
-                    each.update(before)
-                else:
-                    each.extend(before)
 
 
 class _Walk:

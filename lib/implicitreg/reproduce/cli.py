@@ -274,7 +274,11 @@ def measure(
         Path | None, typer.Option(metavar="FILE", help="A state_dict; never loaded by executing what is in it.")
     ] = None,
     measures: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Some measures, by the names in the docs; all by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Some measures, such as margin,layers; all by default. A wrong name shows which there are.",
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, help="How many, drawn where there are more.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,

@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,28 @@ def network(words: str, seed: int = 0) -> nn.Module:
         raise UsageError(f"{words!r} is not of the form FILE:FACTORY, such as net.py:build")
     if not path.is_file():
         raise UsageError(f"{shown(path)}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    spec = importlib.util.spec_from_file_location(f"measured_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise UsageError(f"{shown(path)} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # As when Python is given the file: what lies beside it can be imported.
+    # As when Python is given the file: what lies beside it can be imported, and its classes find their module. What
+    # it prints does not belong to the table.
     sys.path.insert(0, str(path.resolve().parent))
+    arguments, sys.argv = sys.argv, [str(path)]
+    sys.modules[spec.name] = module
     torch.manual_seed(seed)
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
         if not hasattr(module, factory):
             public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise UsageError(f"{shown(path)} has no {factory!r}; it has: {listed(public)}")
         found: Any = getattr(module, factory)
-        built = found if isinstance(found, nn.Module) or not callable(found) else found()
+        with redirect_stdout(sys.stderr):
+            built = found if isinstance(found, nn.Module) or not callable(found) else found()
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
@@ -71,6 +77,7 @@ def network(words: str, seed: int = 0) -> nn.Module:
         raise UsageError(f"{shown(path)}{where}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
+        sys.argv = arguments
     if not isinstance(built, nn.Module):
         raise UsageError(f"{words}: must be or return a torch.nn.Module, got {type(built).__name__}")
     return built
@@ -95,12 +102,16 @@ def restore(model: nn.Module, path: Path) -> None:
             f"{shown(path)} is not loaded: it holds more than tensors, and loading that could execute anything; "
             "save model.state_dict() instead of the model"
         ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise UsageError(f"{shown(path)} is no checkpoint that can be read: {_line(error)}") from None
+    except Exception as error:  # of a file that is none, reading may raise anything
+        raise UsageError(
+            f"{shown(path)} is no checkpoint that can be read: {type(error).__name__}: {_line(error)}"
+        ) from None
     if isinstance(saved, dict):
         saved = next((saved[key] for key in _STATES if isinstance(saved.get(key), dict)), saved)
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise UsageError(f"{shown(path)}: must hold a state_dict, or one under {listed(_STATES)}")
+    if saved and all(name.startswith("module.") for name in saved):  # of a DataParallel
+        saved = {name.removeprefix("module."): value for name, value in saved.items()}
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
@@ -175,13 +186,15 @@ def _arrays(path: Path) -> tuple[Tensor, Tensor]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("x", "y") if name in arrays}
             names = list(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{shown(path)} is no file of arrays that can be read: {_line(error)}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise UsageError(f"{shown(path)} is no .npz of plain arrays that can be read") from None
     if len(found) < 2:
         raise UsageError(f"{shown(path)}: must hold arrays x and y, it holds: {listed(names)}")
     x, y = found["x"], found["y"]
     if x.dtype not in (np.float32, np.float64):
         raise UsageError(f"{shown(path)}: x must be float32 or float64, scaled as in training, got {x.dtype}")
+    if not len(x):
+        raise UsageError(f"{shown(path)}: must hold at least one sample")
     if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(x) or not len(y):
         raise UsageError(
             f"{shown(path)}: y must hold one integer, the class, for each of the {len(x)} inputs, "
