@@ -195,7 +195,7 @@ def _arrays(path: Path) -> tuple[Tensor, Tensor]:
         raise UsageError(f"{shown(path)}: x must be float32 or float64, scaled as in training, got {x.dtype}")
     if not len(x):
         raise UsageError(f"{shown(path)}: must hold at least one sample")
-    if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(x) or not len(y):
+    if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) != len(x):
         raise UsageError(
             f"{shown(path)}: y must hold one integer, the class, for each of the {len(x)} inputs, "
             f"got {y.dtype} of shape {y.shape}"
