@@ -108,11 +108,12 @@ class Claim(BaseModel):
 
 
 class Cost(BaseModel):
-    """What one of a chapter's notebooks takes: seconds at each scale, on one core."""
+    """What one of a chapter's notebooks takes at each scale: seconds on one core, and MB of memory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: dict[Scale, Annotated[float, Field(gt=0)]]
+    memory: dict[Scale, Annotated[float, Field(gt=0)]] = {}
 
 
 class ClaimFile(BaseModel):

@@ -6,10 +6,13 @@ Each module imports only from those above it:
 ``storage``      files that are either whole or absent, and a lock
 ``fingerprint``  everything that a notebook's outputs depend on
 ``environment``  what a notebook runs in, and what a run says of it
+``work``         jobs for any executor: processes here, or the workers of a Dask scheduler
+``sweeps``       the cells of work of a notebook's sweeps, stored and never computed twice
 ``execution``    one notebook, through papermill, in a process of its own
 ``runs``         a folder of executed notebooks, and its verdicts
 ``progress``     what a user sees meanwhile
-``runner``       plan, reuse, execute in parallel, store, judge
+``planning``     what a run has to do, checked before anything is run
+``runner``       reuse, execute in parallel, store, judge
 ``recording``    the outputs that are committed
 ``rendering``    the book, from a run or from the recorded notebooks
 ``report``       verdicts as tables

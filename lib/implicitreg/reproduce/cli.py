@@ -6,6 +6,7 @@ out as it was given; 130, interrupted. Whatever goes wrong is told in one line.
 
 import ast
 import io
+import logging
 import os
 import re
 import sys
@@ -48,11 +49,25 @@ RunName = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Notebooks to run at a time.", show_default="one for each processor")
 ]
-CellTimeout = Annotated[int, typer.Option(min=1, metavar="SECONDS", help="What a cell may take.")]
+CellTimeout = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="SECONDS", help="What a cell may take.", show_default="600; 6 hours at scale paper"),
+]
+Dask = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on the workers of this Dask scheduler, such as tcp://host:8786."),
+]
 
 
 def _project() -> Project:
     return Project.find(Path.cwd())
+
+
+class _Notes(logging.Handler):
+    """Tells what the library warns of, as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"note: {record.getMessage()}")
 
 
 def _say(line: str) -> None:
@@ -125,13 +140,17 @@ def reproduce(
     seed: Annotated[int, typer.Option(min=0, help="Two seeds share no sample.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU below scale paper.")] = "auto",
     workers: Workers = None,
+    dask: Dask = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Turn a notebook's own knob.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Execute everything anew.")] = False,
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Fail where a notebook takes more than 3 times what its chapter declares.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be executed, and why.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="List chapters and notebooks.")] = False,
-    cell_timeout: CellTimeout = 600,
+    cell_timeout: CellTimeout = None,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where runs are kept.", show_default="_build/runs")
     ] = None,
@@ -143,6 +162,8 @@ def reproduce(
     """
     if scale not in SCALES:
         raise UsageError(f"unknown scale {scale!r}; scales: {listed(SCALES)}")
+    if dask is not None and workers is not None:
+        raise UsageError("--workers is of this machine, --dask has its own workers: give one of them")
     extra = _parameters(parameter or [], {"scale": scale, "seed": seed, "device": device})
     project = _project()
     if show_list:
@@ -151,16 +172,16 @@ def reproduce(
     notebooks = project.resolve(targets or [])
     _device(device)
 
-    from implicitreg.reproduce import report, runner, runs
+    from implicitreg.reproduce import planning, report, runner, runs
 
-    settings = runner.Settings(scale, seed, device, extra)
-    plan = runner.Plan(project, notebooks, settings, output=output, fresh=fresh)
+    settings = planning.Settings(scale, seed, device, extra)
+    plan = planning.Plan(project, notebooks, settings, output=output, fresh=fresh)
     if dry_run:
         for step in plan.steps:
             what = f"would be executed: {', '.join(step.because)}" if step.because else "would be reused"
             print(f"{step.notebook.name}  {what}")
         return
-    done = runner.reproduce(plan, workers=workers, cell_timeout=cell_timeout)
+    done = runner.reproduce(plan, workers=workers, cell_timeout=cell_timeout, scheduler=dask, timed=timed)
     report.show_verdicts(done.judged, {notebook.chapter for notebook in notebooks})
     print(f"notebooks  {shown(done.folder)}")
     print(f"claims     {shown(done.folder / runs.CLAIMS)}", flush=True)
@@ -224,7 +245,7 @@ def pdf() -> None:
 
 
 @app.command()
-def record(targets: Targets = None, *, workers: Workers = None, cell_timeout: CellTimeout = 600) -> None:
+def record(targets: Targets = None, *, workers: Workers = None, cell_timeout: CellTimeout = None) -> None:
     """Put the outputs of scale book, seed 0, into the book."""
     project = _project()
     notebooks = project.resolve(targets or [])
@@ -329,6 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("implicitreg").handlers[:] = [_Notes()]
     try:
         # Not command(): it would print its own complaints, in boxes of several lines.
         with command.make_context("implicitreg", list(sys.argv[1:] if arguments is None else arguments)) as context:

@@ -53,6 +53,30 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> tuple[float, float] | None:
+    """Return the memory of this machine, or of the container it is, and what of it is free now, in MB.
+
+    ``None`` where the system does not tell.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        told = {name: int(rest.split()[0]) * 1024 / 1e6 for name, _, rest in (line.partition(":") for line in lines)}
+        whole, free = told["MemTotal"], told["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            bound, taken = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) / 1e6 for name in (limit, used))
+        except (OSError, ValueError):  # no container, or one without a limit ("max")
+            continue
+        if bound < whole:
+            whole, free = bound, min(free, bound - taken)
+    return whole, max(free, 0.0)
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()

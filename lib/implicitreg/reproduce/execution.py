@@ -13,10 +13,15 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from implicitreg.reproduce.fingerprint import other_library
+from implicitreg.reproduce.sweeps import CELLS, SUFFIX, TASK, read_cell, write_cell
+from implicitreg.reproduce.work import handover, memory_of
+
+TOKEN = ".token"
 LANGUAGE = "python"
 KERNEL = {"display_name": "Python 3", "language": LANGUAGE, "name": "python3"}
 
@@ -41,6 +46,13 @@ class Job:
         Seconds that a cell may take.
     progress
         A file to which the number of cells begun, and of all cells, is written; ``None`` for none.
+    cells, token
+        The folder with the stored cells of its sweeps, and what the file `TOKEN` in it says: where that is not the
+        same, this is another machine, and the folder another one.
+    shipped
+        The stored cells, for another machine.
+    library
+        The hash of the library that must be installed where it is executed; ``None``: any.
     """
 
     name: str
@@ -50,6 +62,10 @@ class Job:
     variables: Mapping[str, str]
     cell_timeout: int
     progress: str | None = None
+    cells: str | None = None
+    token: str = ""
+    shipped: Mapping[str, bytes] = field(default_factory=dict)
+    library: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +82,24 @@ class Outcome:
         ``None``, or why it failed, in one line.
     cell
         The number, ``In [n]``, of the last code cell that was started: the one that failed, where one did.
+    memory
+        The most memory that its kernel held, in MB; ``None`` where that is not known.
+    wanted
+        The cells of its sweeps without which it cannot go on, key to payload.
+    computed
+        The cells that it computed itself on another machine, key to encoded result.
+    elsewhere
+        Whether that was another machine, which does not see the folder of the stored cells.
     """
 
     notebook: str
     seconds: float
     error: str | None = None
     cell: int = 0
+    memory: int | None = None
+    wanted: Mapping[str, bytes] = field(default_factory=dict)
+    computed: Mapping[str, bytes] = field(default_factory=dict)
+    elsewhere: bool = False
 
 
 def _kernel_manager(variables: Mapping[str, str]) -> type:
@@ -83,7 +111,7 @@ def _kernel_manager(variables: Mapping[str, str]) -> type:
     from jupyter_client.manager import AsyncKernelManager
 
     # -P: neither this folder nor the working directory may shadow what the kernel imports while it starts.
-    argv = [sys.executable, "-P", os.fspath(Path(__file__).with_name("kernel.py")), "-f", "{connection_file}"]
+    argv = [sys.executable, "-P", os.fspath(Path(__file__).with_name("child.py")), "-f", "{connection_file}"]
 
     class ThisInterpreter(AsyncKernelManager):
         @property
@@ -126,8 +154,39 @@ def _one_line(error: BaseException, cell_timeout: int) -> str:
 
 def execute(job: Job) -> Outcome:
     """Execute a notebook. A failing notebook is an outcome, not an exception."""
+    if job.library is not None and (complaint := other_library(job.library, job.variables)):
+        return Outcome(job.source, 0.0, complaint)
+    with handover() as (place, variables):
+        elsewhere = job.cells is not None and _token(Path(job.cells)) != job.token
+        cells = place / "cells" if elsewhere or job.cells is None else Path(job.cells)
+        cells.mkdir(parents=True, exist_ok=True)
+        for left in cells.glob(f"*{TASK}"):  # by a worker that was killed
+            left.unlink(missing_ok=True)
+        if elsewhere:
+            for key, encoded in job.shipped.items():
+                write_cell(cells, key, encoded)
+        outcome = _execute(job, place, {**job.variables, **variables, CELLS: os.fspath(cells)})
+        wanted = {path.stem: path.read_bytes() for path in cells.glob(f"*{TASK}")}
+        for key in wanted:
+            (cells / f"{key}{TASK}").unlink(missing_ok=True)
+        new = {path.stem for path in cells.glob(f"*{SUFFIX}")} - job.shipped.keys() if elsewhere else set()
+        found = {key: read_cell(cells, key) for key in sorted(new)}
+        computed = {key: encoded for key, encoded in found.items() if encoded is not None}
+        return replace(outcome, memory=memory_of(place), wanted=wanted, computed=computed, elsewhere=elsewhere)
+
+
+def _token(cells: Path) -> str | None:
+    """Return what tells the run's folder of cells from another machine's folder of the same name."""
+    try:
+        return (cells / TOKEN).read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _execute(job: Job, place: Path, variables: Mapping[str, str]) -> Outcome:
     import papermill
 
+    folder = job.folder if os.path.isdir(job.folder) else os.fspath(place)
     begun = 0  # code cells that were started, so the number of the last: In [1], In [2], ...
     live: list[Any] = []  # the notebook while it fills with outputs, so that a failure keeps what there was
     source = as_node(json.loads(job.source))
@@ -150,8 +209,8 @@ def execute(job: Job) -> Outcome:
             language=LANGUAGE,
             progress_bar=False,
             execution_timeout=job.cell_timeout,
-            kernel_manager_class=_kernel_manager(job.variables),
-            resources={"metadata": {"path": job.folder}},
+            kernel_manager_class=_kernel_manager(variables),
+            resources={"metadata": {"path": folder}},
             record_timing=False,
             on_notebook_start=lambda notebook: live.append(notebook),
             on_cell_start=count,

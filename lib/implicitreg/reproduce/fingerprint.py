@@ -64,6 +64,22 @@ def _constraints(path: Path) -> Iterable[bytes]:
             yield f"{name} is absent".encode()
 
 
+def library_code(variables: Mapping[str, str]) -> str:
+    """Return the hash of the library's code that a process with these environment variables will import."""
+    places = [Path(place) for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
+    found = [place / "implicitreg" for place in places if (place / "implicitreg/__init__.py").is_file()]
+    package = found[0] if found else Path(__file__).parents[1]
+    files = sorted(package.rglob("*.py"))
+    return _hash(part for path in files for part in (path.relative_to(package).as_posix().encode(), path.read_bytes()))
+
+
+def other_library(wanted: str, variables: Mapping[str, str]) -> str | None:
+    """Return a complaint where this machine would import another library than the run's, if it would."""
+    if library_code(variables) == wanted:
+        return None
+    return f"the library on {platform.node()} is another one than the run's: install the same version there"
+
+
 def surroundings(project: Project) -> Fingerprint:
     """Return the parts that all notebooks share: ``library``, ``data`` and ``constraints``."""
     return {
@@ -102,9 +118,14 @@ def fingerprint(
     }
 
 
-def seal(executed: dict[str, Any], prints: Fingerprint, parameters: Mapping[str, Any]) -> None:
-    """Put the fingerprint, and the parameters that it belongs to, into an executed notebook's metadata."""
-    executed["metadata"][KEY] = {"fingerprint": prints, "parameters": dict(parameters)}
+def seal(
+    executed: dict[str, Any],
+    prints: Fingerprint,
+    parameters: Mapping[str, Any],
+    cost: Mapping[str, float | None] | None = None,
+) -> None:
+    """Put the fingerprint, the parameters that it belongs to, and its cost into an executed notebook's metadata."""
+    executed["metadata"][KEY] = {"fingerprint": prints, "parameters": dict(parameters), "cost": dict(cost or {})}
 
 
 def _sealed(executed: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -116,6 +137,12 @@ def _sealed(executed: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def sealed_parameters(executed: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the parameters that a notebook was executed with; ``None`` where it carries none."""
     return _sealed(executed, "parameters")
+
+
+def sealed_cost(executed: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the ``seconds`` and the ``memory`` in MB that a notebook took, as far as they are known."""
+    cost = None if executed is None else _sealed(executed, "cost")
+    return {name: float(spent) for name, spent in (cost or {}).items() if isinstance(spent, (int, float))}
 
 
 def changes(executed: Mapping[str, Any] | None, prints: Fingerprint) -> list[str]:

@@ -1,7 +1,8 @@
 """What a user sees while notebooks run: a live bar for each, or one line when each has finished."""
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,14 +10,77 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+def duration(seconds: float) -> str:
+    """Return a time as a person says it."""
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Forecast:
+    """How long a run will still take, by what its notebooks took in the past.
+
+    Parameters
+    ----------
+    expected
+        Seconds of each notebook that is to be executed, ``None`` where nothing is known.
+    workers
+        How many run at a time.
+    clock
+        Never goes back, whatever happens to the time of day.
+
+    Examples
+    --------
+    >>> forecast = Forecast({"a/one": 60.0, "a/two": 20.0}, workers=2, clock=lambda: 0.0)
+    >>> forecast.left()
+    60.0
+    >>> forecast.finish("a/one", 30.0)  # this machine is twice as fast
+    >>> forecast.left()
+    10.0
+    """
+
+    def __init__(
+        self, expected: Mapping[str, float | None], workers: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._left = dict(expected)
+        self._workers, self._clock = workers, clock
+        self._begun: dict[str, float] = {}
+        self._was_expected = self._taken = 0.0
+
+    def begin(self, name: str) -> None:
+        """Note that a notebook has begun."""
+        self._begun.setdefault(name, self._clock())
+
+    def finish(self, name: str, seconds: float) -> None:
+        """Note what a notebook has taken."""
+        expected = self._left.pop(name, None)
+        if expected and seconds:
+            self._was_expected += expected
+            self._taken += seconds
+
+    def left(self) -> float | None:
+        """Return the seconds that are left; ``None`` where nothing is known of a notebook."""
+        speed = self._taken / self._was_expected if self._was_expected else 1.0
+        rest = []
+        for name, expected in self._left.items():
+            if expected is None:
+                return None
+            begun = self._begun.get(name)
+            rest.append(max(0.0, expected * speed - (0.0 if begun is None else self._clock() - begun)))
+        return max([sum(rest) / self._workers, *rest], default=0.0)
+
+
 class Display(Protocol):
     """Takes what is known of the notebooks that run."""
 
-    def advance(self, name: str, cell: int, cells: int) -> None:
-        """Show which cell a notebook has come to."""
+    def advance(self, name: str, part: int, parts: int, what: str = "cell") -> None:
+        """Show which cell a notebook has come to, or how many cells of work its sweep has done."""
 
-    def finish(self, name: str, result: str) -> None:
-        """Show that a notebook has finished, and how."""
+    def finish(self, name: str, result: str, left: float | None = None) -> None:
+        """Show that a notebook has finished, and how, and how many seconds the others will still take."""
+
+    def say(self, line: str) -> None:
+        """Show a line of its own."""
 
 
 class _Lines:
@@ -25,11 +89,15 @@ class _Lines:
     def __init__(self, names: Sequence[str]) -> None:
         self._width = max(map(len, names), default=0)
 
-    def advance(self, name: str, cell: int, cells: int) -> None:
+    def advance(self, name: str, part: int, parts: int, what: str = "cell") -> None:
         pass
 
-    def finish(self, name: str, result: str) -> None:
-        print(f"{name:<{self._width}}  {result}", file=sys.stderr, flush=True)
+    def finish(self, name: str, result: str, left: float | None = None) -> None:
+        ending = f"; about {duration(left)} left" if left else ""
+        self.say(f"{name:<{self._width}}  {result}{ending}")
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
 
 class _Bars:
@@ -38,14 +106,19 @@ class _Bars:
     def __init__(self, progress: "Progress", names: Sequence[str]) -> None:
         self._progress = progress
         self._tasks = {name: progress.add_task(name, total=1, start=False, state="waiting") for name in names}
+        self._all = progress.add_task("all", total=len(names), state="")
 
-    def advance(self, name: str, cell: int, cells: int) -> None:
+    def advance(self, name: str, part: int, parts: int, what: str = "cell") -> None:
         self._progress.start_task(self._tasks[name])
-        self._progress.update(self._tasks[name], completed=cell - 1, total=cells, state=f"cell {cell} of {cells}")
+        self._progress.update(self._tasks[name], completed=part - 1, total=parts, state=f"{what} {part} of {parts}")
 
-    def finish(self, name: str, result: str) -> None:
+    def finish(self, name: str, result: str, left: float | None = None) -> None:
         self._progress.update(self._tasks[name], completed=1, total=1, state=result)
         self._progress.stop_task(self._tasks[name])
+        self._progress.update(self._all, advance=1, state=f"about {duration(left)} left" if left else "")
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False)
 
 
 @contextmanager

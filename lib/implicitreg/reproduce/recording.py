@@ -15,8 +15,9 @@ from implicitreg.claims import recorded
 from implicitreg.reproduce.environment import describe
 from implicitreg.reproduce.execution import KERNEL, LANGUAGE, as_node, as_text
 from implicitreg.reproduce.fingerprint import KEY
+from implicitreg.reproduce.planning import Plan, Settings
 from implicitreg.reproduce.project import CommandError, Notebook, Project, UsageError, shown
-from implicitreg.reproduce.runner import CELL_TIMEOUT, Plan, Report, Settings, reproduce
+from implicitreg.reproduce.runner import Report, reproduce
 from implicitreg.reproduce.runs import Run, claims_json, judge
 from implicitreg.reproduce.storage import make_writable, to_json, write
 
@@ -33,7 +34,7 @@ class RefusedError(CommandError):
 
 
 def record(
-    project: Project, notebooks: Sequence[Notebook], *, workers: int | None = None, cell_timeout: int = CELL_TIMEOUT
+    project: Project, notebooks: Sequence[Notebook], *, workers: int | None = None, cell_timeout: int | None = None
 ) -> tuple[Report, list[Path]]:
     """Re-execute notebooks at scale ``book`` with seed 0, and put their outputs into the book.
 

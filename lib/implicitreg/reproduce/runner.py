@@ -1,87 +1,61 @@
-"""Plan, reuse, execute in parallel, store, judge."""
+"""Reuse, execute in parallel, store, judge."""
 
-import ast
+import hashlib
 import json
 import logging
-import multiprocessing
 import os
+import re
+import secrets
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from implicitreg.reproduce.environment import describe, kernel_variables, processors
-from implicitreg.reproduce.execution import Job, Outcome, as_node, execute, start_worker
-from implicitreg.reproduce.fingerprint import Fingerprint, changes, fingerprint, seal, surroundings
-from implicitreg.reproduce.progress import Display, display
+from implicitreg.reproduce.environment import describe, kernel_variables, memory, processors
+from implicitreg.reproduce.execution import TOKEN, Job, Outcome, execute, start_worker
+from implicitreg.reproduce.fingerprint import (
+    library_code,
+    seal,
+    sealed_cost,
+)
+from implicitreg.reproduce.planning import Plan, Step
+from implicitreg.reproduce.progress import Display, Forecast, display, duration
 from implicitreg.reproduce.project import (
-    CommandError,
     Notebook,
-    Project,
     UsageError,
     listed,
     parse_notebook,
     read_notebook,
     shown,
 )
-from implicitreg.reproduce.runs import CLAIMS, Judged, claims_json, executed, failed, judge, read_claims, slug
-from implicitreg.reproduce.storage import locked, make_writable, sweep, to_json, write, writing_to
+from implicitreg.reproduce.runs import CLAIMS, Judged, claims_json, executed, failed, judge
+from implicitreg.reproduce.storage import locked, make_writable, tidy, to_json, write, writing_to
+from implicitreg.reproduce.sweeps import (
+    SPREAD,
+    SURROUNDINGS,
+    Cell,
+    Computed,
+    compute,
+    forget_unused,
+    read_cell,
+    set_aside_damaged,
+    write_cell,
+)
+from implicitreg.reproduce.work import Crew, dask, is_lost, processes
 
-CELL_TIMEOUT = 600
-STANDARD = ("scale", "seed", "device")  # every notebook has these parameters
+CELL_TIMEOUT, PAPER_CELL_TIMEOUT = 600, 6 * 3600
+TOO_LONG = 3  # a notebook may take so many times what its chapter declares
 _TICK = 0.2  # seconds between two looks at the progress files
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user can turn: the parameters of a run."""
-
-    scale: str = "book"
-    seed: int = 0
-    device: str = "auto"
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """All parameters by name."""
-        return {"scale": self.scale, "seed": self.seed, "device": self.device, **self.extra}
-
-    @property
-    def name(self) -> str:
-        """The name of the run's folder."""
-        return slug(self.scale, self.seed, self.extra)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One notebook of a run.
-
-    Attributes
-    ----------
-    notebook, content
-        The notebook, and its content as plain JSON data.
-    prints
-        Its fingerprint in this run.
-    inject
-        The parameters whose value is not the notebook's own.
-    because
-        Why it is executed; empty where the finished one is reused.
-    """
-
-    notebook: Notebook
-    content: dict[str, Any]
-    prints: Fingerprint
-    inject: Mapping[str, Any]
-    because: Sequence[str]
+_ROUNDS = 100  # so many sweeps no notebook has: it asks for something else each time
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a notebook: ``message`` says why, where it failed or did not finish."""
+    """What became of a notebook: ``message`` says what is wrong, if anything is."""
 
     notebook: Notebook
     state: Literal["executed", "reused", "failed", "unfinished"]
@@ -100,115 +74,12 @@ class Report:
     @property
     def complaints(self) -> list[str]:
         """One line for each notebook that failed, and one for all that did not finish."""
-        lines = [result.message for result in self.results if result.state == "failed"]
-        unfinished = [result.notebook.name for result in self.results if result.state == "unfinished"]
-        if unfinished:
-            lines.append(
-                f"a worker process was killed (out of memory?); not finished: {listed(unfinished)}; "
-                "the same command again takes up from here"
-            )
+        lines = [result.message for result in self.results if result.message and result.state != "unfinished"]
+        unfinished = [result for result in self.results if result.state == "unfinished"]
+        for message in dict.fromkeys(result.message for result in unfinished):
+            names = [result.notebook.name for result in unfinished if result.message == message]
+            lines.append(f"{message}; not finished: {listed(names)}; the same command again takes up from here")
         return lines
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parameters
-
-
-_UNKNOWN = object()
-
-
-def declared(notebook: Notebook, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that a notebook declares, with its own values."""
-    import papermill
-
-    # What papermill cannot parse is no parameter; it need not say so.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    found = {}
-    for name, parameter in papermill.inspect_notebook(as_node(content)).items():
-        try:
-            found[name] = ast.literal_eval(parameter["default"])
-        except (ValueError, SyntaxError):
-            found[name] = _UNKNOWN
-    missing = [name for name in STANDARD if name not in found]
-    if missing:
-        raise CommandError(f"{notebook.name}: no parameter {missing[0]!r} in a cell tagged 'parameters'")
-    return found
-
-
-def _injected(notebook: Notebook, content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the parameters to inject: a run that turns nothing looks exactly like the recorded notebook."""
-    own = declared(notebook, content)
-    for name in settings.extra:
-        if name not in own:
-            raise UsageError(f"{notebook.name} has no parameter {name!r}; it has: {listed(sorted(own))}")
-    wanted = settings.parameters
-    return {name: value for name, value in wanted.items() if (type(value), value) != (type(own[name]), own[name])}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Planning
-
-
-class Plan:
-    """What a run has to do, checked before anything is run or written.
-
-    Parameters
-    ----------
-    project, notebooks, settings
-        Which notebooks to run, and how.
-    output
-        The folder of all runs.
-    fresh
-        Execute everything, whatever is there.
-
-    Raises
-    ------
-    CommandError
-        A notebook cannot be read or lacks a parameter (`UsageError` where the user asked for one it has not).
-    """
-
-    def __init__(
-        self,
-        project: Project,
-        notebooks: Sequence[Notebook],
-        settings: Settings,
-        *,
-        output: Path | None = None,
-        fresh: bool = False,
-    ) -> None:
-        self.project, self.settings, self.fresh = project, settings, fresh
-        self.folder = (output or project.runs).absolute() / settings.name
-        read_claims(project)  # a malformed claims file is told now, not after the notebooks have run
-        self._contents = {notebook: notebook.read() for notebook in notebooks}
-        self._inject = {n: _injected(n, content, settings) for n, content in self._contents.items()}
-        self._shared = surroundings(project)
-
-    def _prints(self, notebook: Notebook, content: Mapping[str, Any]) -> Fingerprint:
-        return fingerprint(notebook, content, self.settings.parameters, self._shared)
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """One step a notebook, by what lies in the run's folder now."""
-        steps = []
-        for notebook, content in self._contents.items():
-            prints = self._prints(notebook, content)
-            because = changes(read_notebook(executed(self.folder, notebook.name)), prints)
-            if self.fresh and not because:
-                because = ["asked for"]
-            steps.append(Step(notebook, content, prints, self._inject[notebook], because))
-        return steps
-
-    def finished(self) -> dict[str, dict[str, Any]]:
-        """Return every notebook in the run's folder that belongs to this book, library and settings."""
-        found = {}
-        for name, notebook in self.project.notebooks.items():
-            content = read_notebook(executed(self.folder, name))
-            if content is None:
-                continue
-            source = self._contents.get(notebook) or notebook.read()
-            if not changes(content, self._prints(notebook, source)):
-                found[name] = content
-        return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,7 +87,13 @@ class Plan:
 
 
 def reproduce(
-    plan: Plan, *, workers: int | None = None, cell_timeout: int = CELL_TIMEOUT, executor: Executor | None = None
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    cell_timeout: int | None = None,
+    executor: Executor | None = None,
+    scheduler: str | None = None,
+    timed: bool = False,
 ) -> Report:
     """Carry out a plan: execute what has to be, store it, judge all claims by what is there.
 
@@ -225,11 +102,15 @@ def reproduce(
     plan
         The plan.
     workers
-        How many notebooks to run at a time; as many as there are processors by default.
+        How many notebooks, or cells of their sweeps, to run at a time; as many as there are processors by default.
     cell_timeout
-        Seconds that a cell may take.
+        Seconds that a cell may take; 600 by default, 6 hours at scale ``paper``.
     executor
-        Where to run the notebooks; processes on this machine by default.
+        Who runs them; processes on this machine by default.
+    scheduler
+        The address of a Dask scheduler, whose workers run them instead.
+    timed
+        Whether a notebook fails that takes more than `TOO_LONG` times what its chapter declares.
 
     Returns
     -------
@@ -239,23 +120,29 @@ def reproduce(
     Raises
     ------
     CommandError
-        The run's folder is in use or cannot be written to, or the evidence is not as it must be.
+        The run's folder is in use or cannot be written to, the memory cannot suffice, no scheduler answers, or the
+        evidence is not as it must be.
     """
     folder, settings = plan.folder, plan.settings
     with locked(folder):
-        sweep(folder)
+        tidy(folder)
         for step in plan.steps:
             _clear_way(folder, step.notebook)
         jobs = [step for step in plan.steps if step.because]
+        count = min(workers or processors(), len(jobs)) if settings.scale != "paper" else workers or processors()
+        if jobs and executor is None and scheduler is None:
+            _check_memory(jobs, count)
         with display([step.notebook.name for step in plan.steps]) as show:
             results = [_reuse(step, show) for step in plan.steps if not step.because]
             if jobs:
-                with _workers(executor, min(workers or processors(), len(jobs)), folder) as pool:
-                    results += _carry_out(plan, jobs, pool, cell_timeout, show)
+                with _workers(executor, scheduler, count, folder) as (pool, many):
+                    results += _Execution(plan, pool, many, cell_timeout, show).carry_out(jobs)
         judged = judge(plan.project, plan.finished(), settings.scale)
         environment = describe(plan.project, settings.parameters)
         write(folder / CLAIMS, to_json(claims_json(environment, judged)))
     order = [step.notebook for step in plan.steps]
+    if timed:
+        results = [_timed(plan, result) for result in results]
     return Report(folder, sorted(results, key=lambda result: order.index(result.notebook)), judged)
 
 
@@ -268,32 +155,69 @@ def _clear_way(folder: Path, notebook: Notebook) -> None:
             raise UsageError(f"cannot write to {shown(path)}: Is a directory")
 
 
+def _check_memory(jobs: Sequence[Step], count: int) -> None:
+    """Refuse what this machine can never hold; warn of what it cannot hold now."""
+    told = memory()
+    needs = sorted(((step.expected.get("memory", 0.0), step.notebook.name) for step in jobs), reverse=True)
+    if told is None:
+        return
+    whole, free = told
+    largest, name = needs[0]
+    if largest > whole:
+        raise UsageError(
+            f"{name} needs about {largest:,.0f} MB of memory at this scale, this machine has {whole:,.0f}: "
+            "a smaller --scale, or --dask with larger machines"
+        )
+    together = sum(need for need, _ in needs[:count])
+    if together > free:
+        logging.getLogger("implicitreg").warning(
+            "the %d largest notebooks may need %s MB of memory together, %s are free: --workers 1 needs %s",
+            min(count, len(needs)),
+            f"{together:,.0f}",
+            f"{free:,.0f}",
+            f"{largest:,.0f}",
+        )
+
+
+def _timed(plan: Plan, result: Result) -> Result:
+    """Say so where a notebook took far longer than its chapter declares."""
+    step = next(step for step in plan.steps if step.notebook == result.notebook)
+    if result.state not in ("executed", "reused") or step.declared is None:
+        return result
+    seconds = result.seconds or sealed_cost(read_notebook(executed(plan.folder, result.notebook.name))).get(
+        "seconds", 0.0
+    )
+    if seconds <= TOO_LONG * step.declared:
+        return result
+    claims = shown(result.notebook.claims)
+    message = (
+        f"{result.notebook.name} took {seconds:.0f} s, more than {TOO_LONG} times the {step.declared:g} s of {claims}"
+    )
+    return replace(result, message=message)
+
+
 def _reuse(step: Step, show: Display) -> Result:
     show.finish(step.notebook.name, "reused")
     return Result(step.notebook, "reused")
 
 
 @contextmanager
-def _workers(executor: Executor | None, count: int, folder: Path) -> Iterator[Executor]:
-    """Give the user's executor, or a pool of processes that ends with the block, however it ends."""
+def _workers(
+    executor: Executor | None, scheduler: str | None, count: int, folder: Path
+) -> Iterator[tuple[Executor, int]]:
+    """Give who does the work, and how much at a time."""
     if executor is not None:
-        yield executor
+        yield executor, count
+        return
+    if scheduler is not None:
+        with dask(scheduler) as given:
+            yield given
         return
     log = folder / "log.txt"
     with writing_to(log):
         log.write_bytes(b"")
-    others = set(multiprocessing.active_children())
-    # Not forked: a fork would share the terminal's threads and hold the lock beyond the run's death.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, context, initializer=start_worker, initargs=(os.fspath(log),))
-    try:
-        yield pool
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - others:
-            child.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with processes(count, start_worker, os.fspath(log)) as pool:
+        yield pool, count
 
 
 @contextmanager
@@ -311,39 +235,211 @@ def _progress_file(folder: Path, notebook: Notebook) -> Path:
     return target.with_name(f".{target.stem}.progress.tmp")
 
 
-def _carry_out(plan: Plan, steps: Sequence[Step], pool: Executor, cell_timeout: int, show: Display) -> list[Result]:
-    variables = kernel_variables(plan.project)
-    jobs = [
-        Job(
+def cells_of(folder: Path, notebook: Notebook) -> Path:
+    """Return where the cells of a notebook's sweeps are stored in a run's folder."""
+    return folder / ".cells" / notebook.name
+
+
+@dataclass
+class _Sweep:
+    """What a notebook waits for, and what it has taken so far."""
+
+    waiting: set[str] = field(default_factory=set)
+    asked: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    memory: int | None = None
+    elsewhere: bool = False
+    error: str | None = None
+    lost: bool = False
+
+    def spend(self, seconds: float, memory: int | None) -> None:
+        self.seconds += seconds
+        self.memory = max(filter(None, (self.memory, memory)), default=None)
+
+
+class _Execution:
+    """The notebooks of a run on their way through the workers, with the cells of their sweeps.
+
+    A notebook whose sweep is to be computed by other workers ends there, hands out the cells that are missing, and is
+    executed again when they are stored: so no worker ever waits for another, and the run's own folder is the only
+    place where anything is kept.
+    """
+
+    def __init__(self, plan: Plan, pool: Executor, many: int, cell_timeout: int | None, show: Display) -> None:
+        self._plan, self._show = plan, show
+        self._crew = Crew[tuple[Notebook, str | None]](pool)
+        self._many = many
+        paper = plan.settings.scale == "paper"
+        self._cell_timeout = cell_timeout or (PAPER_CELL_TIMEOUT if paper else CELL_TIMEOUT)
+        self._variables = kernel_variables(plan.project)
+        self._library = library_code(self._variables)
+        surroundings = json.dumps(plan.shared, sort_keys=True).encode()
+        self._variables[SURROUNDINGS] = hashlib.sha256(surroundings).hexdigest()
+        self._variables[SPREAD] = "1" if paper else ""
+        self._steps: dict[Notebook, Step] = {}
+        self._sweeps: dict[Notebook, _Sweep] = {}
+        self._results: list[Result] = []
+
+    def carry_out(self, steps: Sequence[Step]) -> list[Result]:
+        """Execute notebooks, and store them."""
+        # What runs long should not begin last; where nothing is known of a notebook, its code tells.
+        known = all("seconds" in step.expected for step in steps)
+        queue = sorted(steps, key=lambda step: step.expected["seconds"] if known else _code(step.content), reverse=True)
+        self._forecast = Forecast({s.notebook.name: s.expected.get("seconds") for s in steps}, self._many)
+        if left := self._forecast.left():
+            self._show.say(f"about {duration(left)} for {len(steps)} notebook{'s' * (len(steps) > 1)}")
+        with _interrupts_held():
+            for step in queue:
+                self._steps[step.notebook], self._sweeps[step.notebook] = step, _Sweep()
+                self._prepare_cells(step)
+                self._start(step)
+        import scipy.stats  # noqa: F401  # for the verdicts: takes most of a second, free while the notebooks run
+
+        while self._crew:
+            for (notebook, key), future in self._crew.done(_TICK):
+                if key is None:
+                    self._notebook_done(self._steps[notebook], future)
+                else:
+                    self._cell_done(self._steps[notebook], key, future)
+            for notebook, key in self._crew.pending:
+                if key is None:
+                    self._show_progress(self._steps[notebook])
+        return self._results
+
+    def _cells(self, step: Step) -> Path:
+        return cells_of(self._plan.folder, step.notebook)
+
+    def _prepare_cells(self, step: Step) -> None:
+        """Make a notebook's folder of cells fit for use: none that was asked to be computed anew, none damaged."""
+        cells = self._cells(step)
+        if self._plan.fresh:
+            shutil.rmtree(cells, ignore_errors=True)
+        cells.mkdir(parents=True, exist_ok=True)
+        for name in set_aside_damaged(cells):
+            self._show.say(f"{step.notebook.name}: the stored cell {name[:12]}… is damaged: it is computed again")
+        (cells / "used.txt").unlink(missing_ok=True)
+        write(cells / TOKEN, secrets.token_hex())
+
+    def _start(self, step: Step) -> None:
+        cells, sweep = self._cells(step), self._sweeps[step.notebook]
+        job = Job(
             name=step.notebook.name,
             source=json.dumps(step.content),
             folder=os.fspath(step.notebook.path.parent),
             parameters=step.inject,
-            variables=variables,
-            cell_timeout=cell_timeout,
-            progress=os.fspath(_progress_file(plan.folder, step.notebook)),
+            variables=self._variables,
+            cell_timeout=self._cell_timeout,
+            progress=os.fspath(_progress_file(self._plan.folder, step.notebook)),
+            cells=os.fspath(cells),
+            token=(cells / TOKEN).read_text("ascii"),
+            shipped={p.stem: read_cell(cells, p.stem) or b"" for p in cells.glob("*.cell")} if sweep.elsewhere else {},
+            library=self._library,
         )
-        for step in steps
-    ]
-    results = []
-    # The most code first: what runs long should not begin last, and nothing better is known about a notebook.
-    queue = sorted(zip(jobs, steps, strict=True), key=lambda each: _code(each[1].content), reverse=True)
-    with _interrupts_held():
-        pending = {pool.submit(execute, job): step for job, step in queue}
-    import scipy.stats  # noqa: F401  # for the verdicts: takes most of a second, which is free while the notebooks run
+        self._crew.submit((step.notebook, None), execute, job)
 
-    while pending:
-        done, _ = wait(pending, timeout=_TICK, return_when=FIRST_COMPLETED)
-        for future in done:
-            step = pending.pop(future)
-            result = _settle(plan, step, future)
-            _progress_file(plan.folder, step.notebook).unlink(missing_ok=True)
-            took = f" in {result.seconds:.1f} s" if result.seconds else ""
-            show.finish(step.notebook.name, result.state + took)
-            results.append(result)
-        for step in pending.values():
-            _show_progress(plan.folder, step.notebook, show)
-    return results
+    def _notebook_done(self, step: Step, future: "Future[Outcome]") -> None:
+        _progress_file(self._plan.folder, step.notebook).unlink(missing_ok=True)
+        if is_lost(future):
+            self._finish(Result(step.notebook, "unfinished", message=_loss(future)))
+            return
+        try:
+            outcome = future.result()
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "")
+            message = f"{step.notebook.name} failed: {type(error).__name__}: {first}"
+            self._finish(Result(step.notebook, "failed", message=message))
+            return
+        sweep = self._sweeps[step.notebook]
+        sweep.spend(outcome.seconds, outcome.memory)
+        for key, encoded in outcome.computed.items():
+            write_cell(self._cells(step), key, encoded)
+        if outcome.error is None or not outcome.wanted:
+            self._finish(self._settle(step, outcome, sweep))
+            return
+        sweep.rounds += 1
+        if sweep.rounds > _ROUNDS:
+            outcome = replace(outcome, error=f"its sweeps asked {_ROUNDS} times for cells that were not there")
+            self._finish(self._settle(step, outcome, sweep))
+            return
+        sweep.elsewhere = outcome.elsewhere
+        for key, payload in outcome.wanted.items():
+            if read_cell(self._cells(step), key) is None:
+                sweep.waiting.add(key)
+                cell = Cell(payload, self._variables, self._cell_timeout, self._library)
+                self._crew.submit((step.notebook, key), compute, cell)
+        sweep.asked = len(sweep.waiting)
+        if not sweep.waiting:
+            self._start(step)
+
+    def _cell_done(self, step: Step, key: str, future: "Future[Computed]") -> None:
+        sweep = self._sweeps[step.notebook]
+        sweep.waiting.discard(key)
+        if is_lost(future):
+            sweep.lost, sweep.error = True, _loss(future)
+        else:
+            try:
+                computed = future.result()
+            except Exception as error:
+                computed = Computed(None, f"{type(error).__name__}: {error}")
+            sweep.spend(computed.seconds, computed.memory)
+            if computed.result is not None:
+                write_cell(self._cells(step), key, computed.result)
+            else:
+                sweep.error = sweep.error or computed.error
+        self._show.advance(step.notebook.name, sweep.asked - len(sweep.waiting), sweep.asked, "cell of work")
+        if sweep.waiting:
+            return
+        if sweep.error is None:
+            self._start(step)
+        elif sweep.lost:
+            self._finish(Result(step.notebook, "unfinished", sweep.seconds, sweep.error))
+        else:
+            message = f"{step.notebook.name} failed in a cell of its sweep: {sweep.error}"
+            self._finish(Result(step.notebook, "failed", sweep.seconds, message))
+
+    def _finish(self, result: Result) -> None:
+        name = result.notebook.name
+        took = f" in {result.seconds:.1f} s" if result.seconds else ""
+        self._forecast.finish(name, result.seconds)
+        self._show.finish(name, result.state + took, self._forecast.left())
+        self._results.append(result)
+
+    def _show_progress(self, step: Step) -> None:
+        name = step.notebook.name
+        try:
+            cell, cells = _progress_file(self._plan.folder, step.notebook).read_text("ascii").split()
+        except (OSError, ValueError):  # not begun, or just being written
+            return
+        self._forecast.begin(name)
+        self._show.advance(name, int(cell), int(cells))
+
+    def _settle(self, step: Step, outcome: Outcome, sweep: _Sweep) -> Result:
+        """Store what a worker returned: under the finished name only if it is finished."""
+        notebook, name, folder = step.notebook, step.notebook.name, self._plan.folder
+        content = parse_notebook(outcome.notebook)
+        assert content is not None
+        error, cell = outcome.error, outcome.cell
+        if error is None and (cell := _nan(content)):
+            error = "it prints nan: a number was lost"
+        finished, broken = executed(folder, name), failed(folder, name)
+        if error is not None:
+            write(broken, to_json(content))
+            finished.unlink(missing_ok=True)
+            where = f" in cell {cell}" if cell else ""
+            message = f"{name} failed{where}: {error}; its copy: {shown(broken)}"
+            return Result(notebook, "failed", sweep.seconds, message)
+        cost = {"seconds": round(sweep.seconds, 1), "memory": sweep.memory}
+        seal(content, step.prints, self._plan.settings.parameters, cost)
+        write(finished, to_json(content))
+        broken.unlink(missing_ok=True)
+        forget_unused(self._cells(step))
+        return Result(notebook, "executed", sweep.seconds)
+
+
+def _loss(future: "Future[Any]") -> str:
+    """Return why a job was lost."""
+    return "the Dask scheduler is gone" if future.cancelled() else "a worker process was killed (out of memory?)"
 
 
 def _code(content: Mapping[str, Any]) -> int:
@@ -351,33 +447,14 @@ def _code(content: Mapping[str, Any]) -> int:
     return sum(len("".join(cell["source"])) for cell in content["cells"] if cell["cell_type"] == "code")
 
 
-def _show_progress(folder: Path, notebook: Notebook, show: Display) -> None:
-    try:
-        cell, cells = _progress_file(folder, notebook).read_text("ascii").split()
-    except (OSError, ValueError):  # not begun, or just being written
-        return
-    show.advance(notebook.name, int(cell), int(cells))
-
-
-def _settle(plan: Plan, step: Step, future: "Future[Outcome]") -> Result:
-    """Store what a worker returned: under the finished name only if it is finished."""
-    notebook, name = step.notebook, step.notebook.name
-    try:
-        outcome = future.result()
-    except BrokenExecutor:
-        return Result(notebook, "unfinished")
-    except Exception as error:
-        return Result(notebook, "failed", message=f"{name} failed: {type(error).__name__}: {error}")
-    content = parse_notebook(outcome.notebook)
-    assert content is not None
-    finished, broken = executed(plan.folder, name), failed(plan.folder, name)
-    if outcome.error is not None:
-        write(broken, to_json(content))
-        finished.unlink(missing_ok=True)
-        where = f" in cell {outcome.cell}" if outcome.cell else ""
-        message = f"{name} failed{where}: {outcome.error}; its copy: {shown(broken)}"
-        return Result(notebook, "failed", outcome.seconds, message)
-    seal(content, step.prints, plan.settings.parameters)
-    write(finished, to_json(content))
-    broken.unlink(missing_ok=True)
-    return Result(notebook, "executed", outcome.seconds)
+def _nan(content: Mapping[str, Any]) -> int:
+    """Return the number of the first code cell that prints NaN as Python does; 0 where none does."""
+    for cell in content["cells"]:
+        for output in cell.get("outputs", ()):
+            texts = [
+                output.get("text", ""),
+                *(t for kind, t in output.get("data", {}).items() if kind.startswith("text/")),
+            ]
+            if any(re.search(r"(?<![\w-])nan(?!\w)", "".join(text)) for text in texts):
+                return int(cell.get("execution_count") or 0)
+    return 0

@@ -11,7 +11,7 @@ from implicitreg.reproduce.fingerprint import changes, fingerprint, sealed_param
 from implicitreg.reproduce.project import CommandError, Project, UsageError, listed, read_notebook, shown
 
 if TYPE_CHECKING:
-    from implicitreg.claims import Claim, Judgement
+    from implicitreg.claims import Claim, ClaimFile, Judgement
 
 RECORDED = "recorded"
 DEFAULT = "book-seed0"
@@ -86,6 +86,22 @@ def failed(folder: Path, name: str) -> Path:
     return folder / f"{name}{FAILED}"
 
 
+def read_chapters(project: Project) -> "dict[str, ClaimFile]":
+    """Return what every chapter claims and says of its notebooks.
+
+    Raises
+    ------
+    CommandError
+        A claim file is not as it must be.
+    """
+    from implicitreg.claims import ClaimError, load_chapters
+
+    try:
+        return load_chapters(project.book)
+    except ClaimError as error:
+        raise CommandError(str(error)) from None
+
+
 def read_claims(project: Project) -> "dict[str, Claim]":
     """Return every claim of the book.
 
@@ -94,12 +110,7 @@ def read_claims(project: Project) -> "dict[str, Claim]":
     CommandError
         A claim file is not as it must be.
     """
-    from implicitreg.claims import ClaimError, load_all
-
-    try:
-        return load_all(project.book)
-    except ClaimError as error:
-        raise CommandError(str(error)) from None
+    return {claim.id: claim for file in read_chapters(project).values() for claim in file.claims.values()}
 
 
 def judge(project: Project, notebooks: Mapping[str, dict[str, Any]], scale: str) -> list[Judged]:

@@ -33,7 +33,7 @@ def write(path: Path, content: str | bytes) -> None:
         raise
 
 
-def sweep(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Remove what a killed process had not finished writing."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from implicitreg.reproduce import runner
+from implicitreg.reproduce import planning, runner
 from implicitreg.reproduce.cli import main
 from implicitreg.reproduce.project import Project
 
@@ -80,7 +80,7 @@ def test_claims_json(finished: Path) -> None:
 def test_second_run_executes_nothing(copy: Any, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     before = {path: path.read_bytes() for path in copy.root.rglob("*.*") if path.is_file()}
     monkeypatch.setattr(runner, "execute", None)
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(runner, "processes", None)
     assert main(["reproduce"]) == 0
     out, err = capsys.readouterr()
     assert err == "toy/one  reused\ntoy/two  reused\n"
@@ -143,8 +143,8 @@ def test_changed_library_changes_the_result(copy: Any, capsys: pytest.CaptureFix
 
 def test_another_executor_seed_scale_and_parameter(copy: Any) -> None:
     project = Project(copy.root)
-    settings = runner.Settings(scale="smoke", seed=1, extra={"depth": 4})
-    plan = runner.Plan(project, project.resolve(["toy/one"]), settings, output=copy.root / "other")
+    settings = planning.Settings(scale="smoke", seed=1, extra={"depth": 4})
+    plan = planning.Plan(project, project.resolve(["toy/one"]), settings, output=copy.root / "other")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         report = runner.reproduce(plan, executor=executor)
     assert [result.state for result in report.results] == ["executed"]

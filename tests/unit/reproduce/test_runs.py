@@ -9,8 +9,8 @@ import pytest
 from implicitreg.reproduce import rendering, runs
 from implicitreg.reproduce.cli import main
 from implicitreg.reproduce.fingerprint import fingerprint, seal, surroundings
+from implicitreg.reproduce.planning import Settings
 from implicitreg.reproduce.project import Project
-from implicitreg.reproduce.runner import Settings
 from implicitreg.reproduce.storage import to_json
 
 MIME = "application/vnd.implicitreg.claim+json"

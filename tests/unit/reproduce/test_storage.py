@@ -54,7 +54,7 @@ def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         finally:
             writer.kill()
     assert path.read_text() in ("a" * size, "b" * size)
-    storage.sweep(tmp_path)
+    storage.tidy(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -47,7 +47,7 @@ class Started:
 
     @property
     def kernel(self) -> psutil.Process:
-        return next(process for process in self.descendants if "kernel.py" in " ".join(process.cmdline()))
+        return next(process for process in self.descendants if "child.py" in " ".join(process.cmdline()))
 
     @property
     def worker(self) -> psutil.Process:
