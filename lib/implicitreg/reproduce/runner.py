@@ -455,6 +455,6 @@ def _nan(content: Mapping[str, Any]) -> int:
                 output.get("text", ""),
                 *(t for kind, t in output.get("data", {}).items() if kind.startswith("text/")),
             ]
-            if any(re.search(r"(?<![\w-])nan(?!\w)", "".join(text)) for text in texts):
+            if any(re.search(r"(?<![\w])nan(?![\w])", "".join(text)) for text in texts):
                 return int(cell.get("execution_count") or 0)
     return 0

@@ -7,6 +7,8 @@ again; everything else that was finished, or runs elsewhere, stays untouched.
 import logging
 import multiprocessing
 import os
+import re
+import socket
 import tempfile
 import threading
 import time
@@ -185,10 +187,17 @@ def dask(address: str) -> Iterator[tuple[Executor, int]]:
     except ModuleNotFoundError:
         raise UsageError("--dask: distributed is not installed: pip install 'implicitreg[cluster]'") from None
     # What goes wrong is told by the runner, in one line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in [*logging.root.manager.loggerDict, "tornado", "asyncio"]:
+        if name.partition(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    place = re.fullmatch(r"(?:tcp|tls)://(?:\[([^]]+)\]|([^:/]+)):(\d+)", address)
+    if place is None:
+        raise UsageError(f"--dask: {address!r} is no address of a scheduler: tcp://HOST:PORT or tls://HOST:PORT")
     try:
+        # Asked first, because a client that gets no answer takes its time to say so.
+        socket.create_connection((place[1] or place[2], int(place[3])), timeout=10).close()
         client = distributed.Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, OverflowError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"--dask: no Dask scheduler answers at {address!r}: {first}") from None
     try:
