@@ -16,7 +16,7 @@ export MKL_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help book test pdf test-site screenshots bench record clean
+.PHONY: help book test drills times audit pdf test-site screenshots bench record clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,cluster,dev]'
 	@touch $@
 
 book: $(READY)  ## run every chapter, judge it, render the book, print the verdicts
@@ -39,11 +39,22 @@ test: $(READY)  ## lint, types, unit tests, recorded notebooks (nbval), other se
 	$(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 300 book
 	$(BIN)/pytest tests/notebooks
 
+drills: $(READY)  ## the tests that kill workers, fill disks and damage files
+	$(BIN)/pytest -n 2 tests/unit/reproduce/drills
+
+times: $(READY)  ## fail where a notebook takes more than 3 times what its chapter declares
+	$(BIN)/implicitreg reproduce --fresh --timed
+
+# A report, not a gate: what is found, or that the service that knows was not to be reached, is in the file.
+audit: $(READY)  ## known vulnerabilities and licences of everything that is installed, in _build/audit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	$(BIN)/python .ci/audit.py _build/audit
+
 # What the site tests need beside the environment: Chromium, the packages that drive it, a rendered book, and its PDF.
 # A book that was rendered from a run is tested as it is.
 $(SITE_READY): $(READY)
 	@$(BIN)/python tests/site/browsing.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,dev,site]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,cluster,dev,site]'
 	@touch $@
 
 $(SITE): | $(SITE_READY)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from implicitreg.data import DataError, files
+from implicitreg.data import DataError, files, images
 from implicitreg.data.files import DataFile
 
 GOOD = bytes(range(256)) * 1024
@@ -35,6 +35,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         if kind == "absent":
             self.send_error(404)
+            return
+        if kind == "moved":
+            self.send_response(302)
+            self.send_header("Location", "/good")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         body = {"wrong": GOOD[::-1], "page": b"<html>Please log in</html>", "empty": b""}.get(kind, GOOD)
         self.send_response(200)
@@ -72,6 +78,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("IMPLICITREG_DATA", str(tmp_path / "mine"))
     monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache" / name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(files, "SCHEMES", ("https://", "http://127.0.0.1:"))  # nobody listens between us and ourselves
     return tmp_path / "mine" / "toy", tmp_path / "cache" / "implicitreg" / "toy"
 
 
@@ -148,6 +155,24 @@ def test_a_failed_download_is_one_clear_error_and_leaves_nothing(server, places,
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert left(tmp_path) == []
+
+
+def test_only_https_is_asked_and_followed(server, places, monkeypatch):
+    monkeypatch.setattr(files, "SCHEMES", ("https://",))
+    with pytest.raises(DataError, match="only https is followed"):
+        files.read(toy(server, "good"))
+    assert server.asked == []
+    # A server that passes on to another address without encryption.
+    monkeypatch.setattr(files, "SCHEMES", (f"http://127.0.0.1:{server.server_port}/moved",))
+    with pytest.raises(DataError, match=r"leads to http://127\.0\.0\.1:\d+/good, and only https is followed"):
+        files.read(toy(server, "moved"))
+    assert server.asked == ["moved"]
+    assert left(places[1]) == []
+
+
+def test_every_address_that_is_known_is_https():
+    addresses = [images._CIFAR10_URL, *images._mnist_file("train-images-idx3-ubyte.gz").urls]
+    assert all(url.startswith("https://") for url in addresses)
 
 
 def test_no_network(places, tmp_path, monkeypatch):
@@ -238,6 +263,8 @@ def test_an_interrupted_download_leaves_nothing(server, places, tmp_path, name):
     server.stalled.clear()
     code = f"""
 import pooch
+from implicitreg.data import files
+files.SCHEMES = ("http://127.0.0.1:",)
 from implicitreg.data.files import *
 pooch.os_cache = lambda name: {str(tmp_path / "cache")!r}
 read({file!r})

@@ -147,6 +147,7 @@ def test_idx_files(hand_made, dtype):
         (idx(PIXELS, magic=0x801), idx(LABELS), r"^images\.gz: .*does not start like an idx file"),
         (idx(PIXELS, magic=0xD03), idx(LABELS), r"^images\.gz: .*does not start like an idx file"),
         (idx(LABELS), idx(LABELS), r"^images\.gz: .*does not start like an idx file"),
+        (gzip.compress(bytes(65 * 1024**2), 1), idx(LABELS), r"^images\.gz: .*unpacks to more than 67,108,864 bytes"),
         (gzip.compress(b"\0\0\x08\x03\0\0", mtime=0), idx(LABELS), r"^images\.gz: .*does not start like an idx file"),
         (idx(PIXELS), idx(PIXELS), r"^labels\.gz: .*does not start like an idx file"),
         (idx(PIXELS, cut=1), idx(LABELS), r"^images\.gz: .*holds 9,407 entries where its header says 12 × 28 × 28"),
@@ -270,6 +271,8 @@ def test_the_archive_of_cifar10(packed, tmp_path):
         (b"", "not a whole archive"),
         (archive({"data_batch_1.bin": records(5)[0]}), r"does not hold test_batch\.bin"),
         (archive({"test_batch.bin": records(4)[0]}), r"holds 12,292 bytes in test_batch\.bin, .* 15,365 bytes"),
+        (archive({"test_batch.bin": records(6)[0]}), r"holds more than 15,365 bytes in test_batch\.bin"),
+        (archive({"../test_batch.bin": records(5)[0]}), r"does not hold test_batch\.bin"),
         (archive({"test_batch.bin": bytes([10]) + records(5)[0][1:]}), "the label 10"),
     ],
 )

@@ -454,7 +454,7 @@ def test_state_goes_round_and_goes_on():
         torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict()}, file)
         some(model, optimiser, 6)
         file.seek(0)
-        saved = torch.load(file)
+        saved = torch.load(file, weights_only=True)
         fresh = mlp(True)
         other = PathSGD(fresh, 1.0, every=every)
         fresh.load_state_dict(saved["model"])

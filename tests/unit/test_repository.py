@@ -1,5 +1,6 @@
 """The files that no code reads, but people and services do: each must say what is so."""
 
+import importlib.util
 import re
 import sys
 import tomllib
@@ -36,7 +37,7 @@ def test_the_conda_environment_agrees_with_the_constraints():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert pip[0] == "-c constraints.txt"
-    assert pip[-1] == "-e .[book,dev]"
+    assert pip[-1] == "-e .[book,cluster,dev]"
     pinned = pins(pip)
     constraints = pins((ROOT / "constraints.txt").read_text("utf-8").splitlines())
     assert {"torch", "numpy", "scipy", "jupyter-book"} <= set(pinned)
@@ -183,3 +184,18 @@ def test_every_mutant_is_one_change_of_the_library():
         assert text.count(mutant.right) == 1, name
         assert mutant.wrong != mutant.right
         assert (ROOT / "tests" / "unit" / mutant.tests).is_file(), name
+
+
+def test_the_audit_says_what_it_does_not_know():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci/audit.py")
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    assert "not to be reached" in audit.vulnerabilities(None)[0]
+    unknown = {"name": "a", "skip_reason": "not found"}
+    assert audit.vulnerabilities({"dependencies": [unknown]})[-1] == "Nothing is known of any of them."
+    fine = {"name": "b", "version": "1", "vulns": []}
+    assert "None of those looked up" in audit.vulnerabilities({"dependencies": [unknown, fine]})[-1]
+    bad = {"name": "c", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}
+    assert audit.vulnerabilities({"dependencies": [bad]})[-1] == "- c 2: PYSEC-1, mended in 3"
+    found = [{"Name": "a", "License": "MIT"}, {"Name": "b", "License": "GPLv3"}, {"Name": "c", "License": "LGPL"}]
+    assert audit.licences(found)[-1] == "To be looked at: b (GPLv3)."

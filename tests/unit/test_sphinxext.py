@@ -673,3 +673,30 @@ def test_larger_evidence_that_belongs_to_nothing_fails_the_build(edited, more, m
     done = build(edited, strict=False)
     assert done.code != 0
     assert message in done.log
+
+
+def test_what_was_not_run_at_a_larger_scale_says_so(edited):
+    # C03 is of scale paper alone.
+    assert text_of(page(edited, "table")).count("at scale paper: not run") == 1
+    (edited / "table.md").write_text((edited / "table.md").read_text("utf-8") + "\n```{larger-runs}\n```\n", "utf-8")
+    claims = edited / "book/rank/claims.yml"
+    text = claims.read_text("utf-8").replace("scales: [smoke, book]", "scales: [smoke, book, paper]", 1)
+    text = text.replace("book: 200}}", "book: 200, paper: 9000}, memory: {paper: 2500}}")
+    claims.write_text(text, "utf-8")
+    assert build(edited).code == 0
+    shown = text_of(page(edited, "table"))
+    assert shown.count("at scale paper: not run") == 2
+    (row,) = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
+    assert text_of(row).split() == "rank/flow 2.5 h 2.5 GB not run —".split()
+
+    evidence = {"id": "rank.grows", "scale": "paper", "samples": [2.5, 2.75, 3.0], "control": [-68.25] * 3}
+    kept = edited / "evidence/paper/rank/claims.json"
+    kept.parent.mkdir(parents=True)
+    of_run = {"scale": "paper", "cpu": "A Processor"}
+    entry = {"id": "rank.grows", "notebook": "rank/flow"}
+    kept.write_text(json.dumps({"environment": of_run, "claims": [entry], "evidence": [evidence]}), "utf-8")
+    assert build(edited).code == 0
+    assert text_of(page(edited, "table")).count("at scale paper: not run") == 1
+    (row,) = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
+    assert "yes, A Processor" in text_of(row)
+    assert "1 of 1 claims" in text_of(row)

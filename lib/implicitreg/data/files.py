@@ -10,9 +10,14 @@ import secrets
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 # Seconds to connect, and seconds without a single byte, before an address is given up: one of the servers is slow.
 TIMEOUT = (10, 60)
+
+# Nothing is asked for, or passed on to by a server, over a line that anybody may read and write on the way.
+SCHEMES = ("https://",)
 
 # Text in the format of sha256sum, so that `sha256sum -c` checks a folder of copies too.
 _SUMS = Path(__file__).with_name("SHA256SUMS")
@@ -170,9 +175,21 @@ def _fetch(url: str, buffer: io.BytesIO, file: DataFile) -> None:
     from pooch import HTTPDownloader
     from tqdm import tqdm
 
+    def guard(response: Any, **_: Any) -> None:
+        if response.is_redirect:
+            _secure(urljoin(response.url, response.headers["location"]))
+
+    _secure(url)
     # Without a total, which pooch replaces by what the server says, a bar has no truth value and pooch asks for it.
     with tqdm(desc=file.name, total=file.size or 1, unit="B", unit_scale=True, ncols=79, leave=False) as bar:
-        HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=TIMEOUT)(url, buffer, None)
+        download = HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=TIMEOUT, hooks={"response": guard})
+        download(url, buffer, None)
+
+
+def _secure(url: str) -> None:
+    """Refuse an address that is not encrypted and authenticated."""
+    if not url.startswith(SCHEMES):
+        raise ValueError(f"leads to {url}, and only https is followed")
 
 
 def _reason(error: Exception, received: int) -> str:

@@ -186,9 +186,12 @@ def _mnist(images: DataFile, labels: DataFile, dtype: torch.dtype) -> LabelledIm
 def _idx(file: DataFile, raw: bytes, order: int) -> Bytes:
     """Return the array of unsigned bytes in a compressed idx file, of shape ``(n, ...)`` with ``order`` dimensions."""
     try:
-        content = gzip.decompress(raw)
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+            content = stream.read(_LARGEST + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise file.malformed(f"is not a whole gzip file: {error}") from None
+    if len(content) > _LARGEST:
+        raise file.malformed(f"unpacks to more than {_LARGEST:,} bytes")
     header = 4 * (1 + order)
     # Two zeros, the type of the entries (8: unsigned byte), the number of dimensions; then the dimensions.
     if len(content) < header or content[:4] != bytes([0, 0, 8, order]):
@@ -209,8 +212,10 @@ def _labelled(file: DataFile, pixels: Bytes, labels: Bytes, dtype: torch.dtype) 
     return LabelledImages(images, torch.from_numpy(labels.astype(np.int64)), 10)
 
 
+_LARGEST = 64 * 1024**2  # bytes that a compressed file may unpack to; the largest of MNIST has 47 million
 _CIFAR10 = "cifar-10-binary.tar.gz"
 _CIFAR10_URL = f"https://www.cs.toronto.edu/~kriz/{_CIFAR10}"
+_FOLDER = "cifar-10-batches-bin/"
 _RECORD = 1 + 3 * 32 * 32
 
 
@@ -267,14 +272,16 @@ def _cifar10(file: DataFile, names: Sequence[str], each: int, dtype: torch.dtype
     try:
         with tarfile.open(fileobj=io.BytesIO(files.read(file)), mode="r:gz") as archive:
             for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name in names and (stream := archive.extractfile(member)) is not None:
-                    found[name] = stream.read()
+                name = member.name.removeprefix(_FOLDER)
+                if name in names and member.isreg() and (stream := archive.extractfile(member)) is not None:
+                    found[name] = stream.read(each * _RECORD + 1)
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         raise file.malformed(f"is not a whole archive: {error}") from None
     for name in names:
         if len(found.get(name, b"")) != each * _RECORD:
-            held = f"holds {len(found[name]):,} bytes in" if name in found else "does not hold"
+            more = "more than " if name in found and len(found[name]) > each * _RECORD else ""
+            size = len(found.get(name, b"")) - bool(more)
+            held = f"holds {more}{size:,} bytes in" if name in found else "does not hold"
             raise file.malformed(f"{held} {name}, which should have {each * _RECORD:,} bytes")
     return _records(file, b"".join(found[name] for name in names), dtype)
 

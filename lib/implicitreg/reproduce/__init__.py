@@ -13,6 +13,7 @@ Each module imports only from those above it:
 ``progress``     what a user sees meanwhile
 ``planning``     what a run has to do, checked before anything is run
 ``runner``       reuse, execute in parallel, store, judge
+``verifying``    what moves when notebooks are executed again
 ``recording``    the outputs that are committed
 ``rendering``    the book, from a run or from the recorded notebooks
 ``report``       verdicts as tables

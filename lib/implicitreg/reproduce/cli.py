@@ -94,6 +94,14 @@ def _device(device: str) -> None:
             raise UsageError("device 'cuda': there is none on this machine")
 
 
+def _check(scale: str, workers: int | None, dask: str | None) -> None:
+    """Refuse an unknown scale, and workers of two kinds."""
+    if scale not in SCALES:
+        raise UsageError(f"unknown scale {scale!r}; scales: {listed(SCALES)}")
+    if dask is not None and workers is not None:
+        raise UsageError("--workers is of this machine, --dask has its own workers: give one of them")
+
+
 def _parameters(pairs: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
     """Return the user's own parameters; scale, seed and device have options, which these must not contradict."""
     found: dict[str, Any] = {}
@@ -160,10 +168,7 @@ def reproduce(
     A finished notebook is reused as long as its cells, claims and parameters, the library, the data and the
     constraints are unchanged. An interrupted run goes on where it stopped.
     """
-    if scale not in SCALES:
-        raise UsageError(f"unknown scale {scale!r}; scales: {listed(SCALES)}")
-    if dask is not None and workers is not None:
-        raise UsageError("--workers is of this machine, --dask has its own workers: give one of them")
+    _check(scale, workers, dask)
     extra = _parameters(parameter or [], {"scale": scale, "seed": seed, "device": device})
     project = _project()
     if show_list:
@@ -284,6 +289,38 @@ def diff(
     first, second = _chosen(project, before), _chosen(project, after)
     judged = [runs.judge(project, run.notebooks, run.scale) for run in (first, second)]
     report.show_difference((first.name, second.name), *judged)
+
+
+@app.command()
+def verify(
+    targets: Targets = None,
+    *,
+    twice: Annotated[
+        bool,
+        typer.Option(
+            "--twice", help="Execute twice, then on the plainest code path; else compare with what is recorded."
+        ),
+    ] = False,
+    scale: Annotated[str, typer.Option(help="smoke, book or paper.")] = "book",
+    seed: Annotated[int, typer.Option(min=0, help="Of both executions.")] = 0,
+    workers: Workers = None,
+    dask: Dask = None,
+) -> None:
+    """Execute notebooks anew, and list each printed number and claim that moved."""
+    _check(scale, workers, dask)
+    if not twice and (scale, seed) != ("book", 0):
+        raise UsageError("what is recorded is of scale book, seed 0: give --twice to compare two executions of another")
+    project = _project()
+    notebooks = project.resolve(targets or [])
+
+    from implicitreg.reproduce import planning, report, verifying
+
+    settings = planning.Settings(scale, seed)
+    compared = verifying.verify(project, notebooks, twice=twice, settings=settings, workers=workers, scheduler=dask)
+    for comparison in compared:
+        report.show_comparison(comparison)
+    if not all(comparison.same for comparison in compared):
+        raise typer.Exit(1)
 
 
 @app.command()

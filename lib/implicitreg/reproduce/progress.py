@@ -11,10 +11,18 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it."""
-    if seconds < 90:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Return a duration with one unit.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (0.4, 14.2, 59.7, 200.0, 5400.0)]
+    ['1 s', '14 s', '1 min', '3 min', '1.5 h']
+    """
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3570:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.2g} h"
 
 
 class Forecast:

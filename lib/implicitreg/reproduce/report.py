@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from implicitreg.claims import Judgement
+    from implicitreg.reproduce.verifying import Comparison
 
 STYLES = {
     "reproduced": "green",
@@ -146,3 +147,39 @@ def show_difference(names: tuple[str, str], before: Sequence[Judged], after: Seq
     values = f"{len(moved)} of {len(pairs)} claims moved" if moved else "no value moved"
     verdicts_changed = f"verdicts changed: {', '.join(turned)}" if turned else "no verdict changed"
     console.print(Text(f"{values}; {verdicts_changed}"))
+
+
+def show_comparison(comparison: "Comparison") -> None:
+    """Print every number and every claim that moved between two executions, and what that comes to.
+
+    Parameters
+    ----------
+    comparison
+        The two executions, compared.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    before, after = comparison.names
+    if comparison.printed:
+        table = _table(f"printed: {before} and {after}", "notebook", "cell", before, after)
+        for moved in comparison.printed:
+            table.add_row(moved.notebook, str(moved.cell), Text(moved.before), Text(moved.after))
+        console.print(table)
+    if comparison.claims:
+        table = _table(f"claims: {before} and {after}", "claim", "moved by", "verdict")
+        for claim in comparison.claims:
+            verdict = claim.before if claim.before == claim.after else f"{claim.before} → {claim.after}"
+            table.add_row(claim.claim, f"{claim.by:.1g}", Text(verdict))
+        console.print(table)
+    most = max((claim.by for claim in comparison.claims), default=0.0)
+    by = f", by {most:.1g} of their values at most" if comparison.claims else ""
+    turned = [claim.claim for claim in comparison.claims if claim.before != claim.after]
+    verdicts = f"verdicts changed: {', '.join(turned)}" if turned else "no verdict changed"
+    console.print(
+        Text(
+            f"{before} and {after}: {len(comparison.printed)} of {comparison.compared:,} printed numbers differ; "
+            f"{len(comparison.claims)} claims moved{by}; {verdicts}"
+        )
+    )

@@ -94,6 +94,7 @@ def reproduce(
     executor: Executor | None = None,
     scheduler: str | None = None,
     timed: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Report:
     """Carry out a plan: execute what has to be, store it, judge all claims by what is there.
 
@@ -111,6 +112,8 @@ def reproduce(
         The address of a Dask scheduler, whose workers run them instead.
     timed
         Whether a notebook fails that takes more than `TOO_LONG` times what its chapter declares.
+    variables
+        Environment variables of the notebooks' processes, besides those that they always have.
 
     Returns
     -------
@@ -136,7 +139,8 @@ def reproduce(
             results = [_reuse(step, show) for step in plan.steps if not step.because]
             if jobs:
                 with _workers(executor, scheduler, count, folder) as (pool, many):
-                    results += _Execution(plan, pool, many, cell_timeout, show).carry_out(jobs)
+                    run = _Execution(plan, pool, many, cell_timeout, show, variables or {})
+                    results += run.carry_out(jobs)
         judged = judge(plan.project, plan.finished(), settings.scale)
         environment = describe(plan.project, settings.parameters)
         write(folder / CLAIMS, to_json(claims_json(environment, judged)))
@@ -266,13 +270,21 @@ class _Execution:
     place where anything is kept.
     """
 
-    def __init__(self, plan: Plan, pool: Executor, many: int, cell_timeout: int | None, show: Display) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        pool: Executor,
+        many: int,
+        cell_timeout: int | None,
+        show: Display,
+        variables: Mapping[str, str],
+    ) -> None:
         self._plan, self._show = plan, show
         self._crew = Crew[tuple[Notebook, str | None]](pool)
         self._many = many
         paper = plan.settings.scale == "paper"
         self._cell_timeout = cell_timeout or (PAPER_CELL_TIMEOUT if paper else CELL_TIMEOUT)
-        self._variables = kernel_variables(plan.project)
+        self._variables = {**kernel_variables(plan.project), **variables}
         self._library = library_code(self._variables)
         surroundings = json.dumps(plan.shared, sort_keys=True).encode()
         self._variables[SURROUNDINGS] = hashlib.sha256(surroundings).hexdigest()

@@ -27,6 +27,8 @@ Directives
         A figure that a notebook showed under this name; the content is the caption here.
     ``{environment}``
         The environment that the evidence was measured in.
+    ``{larger-runs}``
+        What each notebook costs at the papers' own sizes, and whether it was run at them.
 
 Each notebook's page gets a line with the time that it takes, its download and its command; each figure, a link to the
 numbers that it draws.
@@ -66,6 +68,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.add_directive("at-a-glance", reading.AtAGlance)
     app.add_directive("recorded-figure", reading.RecordedFigure)
     app.add_directive("environment", reading.EnvironmentTable)
+    app.add_directive("larger-runs", reading.LargerRuns)
     app.add_transform(reading.NameTheorems)
     app.add_post_transform(writing.Resolve)
     app.add_env_collector(known.Collector)

@@ -16,7 +16,7 @@ from sphinx.environment.collectors import EnvironmentCollector
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from implicitreg.claims import Claim, ClaimError, ClaimFile, Evidence, Judgement, judge, load_chapters
+from implicitreg.claims import SCALES, Claim, ClaimError, ClaimFile, Evidence, Judgement, judge, load_chapters
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ class Book:
         Name to the document that showed the figure and what is known of it.
     larger
         Full id to what larger runs than the one shown came to, as their kept evidence and today's rules have it.
+    kept
+        Scale and notebook, such as ``("paper", "rank/flow")``, to the environment of the larger run that is kept of it.
     environment
         What the evidence was measured in, with scale and seed. Empty where no ``claims.json`` tells it.
     complaints
@@ -111,6 +113,7 @@ class Book:
     evidence: dict[str, tuple[str, Evidence]] = field(default_factory=dict)
     figures: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     larger: dict[str, list[Judgement]] = field(default_factory=dict)
+    kept: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     complaints: list[tuple[str, str]] = field(default_factory=list)
     papers: dict[str, str] = field(default_factory=dict)
@@ -133,7 +136,11 @@ class Book:
 
     def _admit_larger(self, path: Path, name: str) -> None:
         try:
-            kept = [Evidence.from_json(entry) for entry in json.loads(path.read_text("utf-8"))["evidence"]]
+            content = json.loads(path.read_text("utf-8"))
+            kept = [Evidence.from_json(entry) for entry in content["evidence"]]
+            environment = content["environment"]
+            for entry in content["claims"]:
+                self.kept[environment["scale"], entry["notebook"]] = environment
             for evidence in kept:
                 if evidence.id not in self.claims:
                     raise ClaimError(f"evidence for unknown claim {evidence.id!r}")
@@ -160,6 +167,12 @@ class Book:
     def scale(self) -> str:
         """The scale of the run; ``book`` where nothing says otherwise."""
         return str(self.environment.get("scale", "book"))
+
+    def not_run(self, claim: str) -> list[str]:
+        """Return the scales above the one shown at which a claim is to be recorded, and of which no run is kept."""
+        larger = SCALES[SCALES.index(self.scale) + 1 :] if self.scale in SCALES else ()
+        kept = {judgement.scale for judgement in self.larger.get(claim, ())}
+        return [scale for scale in larger if scale in self.claims[claim].scales and scale not in kept]
 
     def judgement(self, claim: str) -> Judgement:
         """Judge one claim by what this build's notebooks recorded."""

@@ -378,6 +378,15 @@ class EnvironmentTable(SphinxDirective):
         return [node]
 
 
+class LargerRuns(_OfClaims):
+    """``{larger-runs}``: what each notebook costs at the papers' own sizes, and whether it was run at them."""
+
+    def run(self) -> list[nodes.Node]:
+        """Leave a placeholder."""
+        self.chosen()
+        return [quote("larger-runs")]
+
+
 class NameTheorems(SphinxTransform):
     """Has the search, and the index, find definitions and theorems by their names."""
 

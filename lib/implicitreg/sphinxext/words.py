@@ -47,18 +47,3 @@ def sensible(measured: Statistic) -> str:
     digits = min(max(size - math.floor(math.log10(reach)) + 2, 1), 4)
     # Zeros at the end stay: they are measured digits like any other.
     return f"{float(f'{value:.{digits}g}'):,.{max(digits - 1 - size, 0)}f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with one unit.
-
-    Examples
-    --------
-    >>> [duration(s) for s in (0.4, 14.2, 59.7, 200.0, 5400.0)]
-    ['1 s', '14 s', '1 min', '3 min', '1.5 h']
-    """
-    if seconds < 59.5:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 3570:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.2g} h"

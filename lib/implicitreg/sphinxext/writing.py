@@ -14,9 +14,10 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from implicitreg.claims import SCALES, VERDICTS, Judgement
 from implicitreg.claims.ledger import measured_words
 from implicitreg.claims.rules import number
+from implicitreg.reproduce.progress import duration
 from implicitreg.sphinxext.known import Book, Quote, listed, warn
 from implicitreg.sphinxext.reading import MEANINGS, SOURCES, VerdictRow, badge, side_by_side
-from implicitreg.sphinxext.words import duration, pretty, sensible
+from implicitreg.sphinxext.words import pretty, sensible
 
 WORDS_A_MINUTE = 200
 
@@ -98,7 +99,8 @@ class Writer:
         if judgement.measured is not None:
             parts += [nodes.inline("", "", *self.measured(node), classes=["locator"])]
         for larger in self.larger(node):
-            parts += [nodes.Text("; "), larger]
+            if "none" not in larger["classes"]:
+                parts += [nodes.Text("; "), larger]
         return parts
 
     def published(self, node: Quote) -> list[nodes.Node]:
@@ -122,7 +124,7 @@ class Writer:
         return [nodes.Text(pretty(measured_words(judgement.claim, judgement.measured, judgement.scale)))]
 
     def larger(self, node: Quote) -> list[nodes.Node]:
-        """Return what larger runs measured, with their verdicts; nothing where there are none."""
+        """Return what larger runs measured, with their verdicts, and at which scales none was made."""
         (claim,) = node["claims"]
         found: list[nodes.Node] = []
         for judgement in self.book.larger.get(claim, ()):
@@ -132,7 +134,41 @@ class Writer:
                 found.append(
                     nodes.inline("", "", text, badge(judgement.verdict, judgement.verdict), classes=["larger"])
                 )
+        for scale in self.book.not_run(claim):
+            found.append(nodes.inline("", f"at scale {scale}: not run", classes=["larger", "none"]))
         return found
+
+    def larger_runs(self, node: Quote) -> list[nodes.Node]:
+        """Return a table of the notebooks at the largest scale: their cost, and what is kept of them."""
+        heads = ("Notebook", "Time on one core", "Memory", "Run", "As expected")
+        scale = SCALES[-1]
+        body = nodes.tbody()
+        for chapter, file in self.book.files.items():
+            for name, cost in file.notebooks.items():
+                notebook = f"{chapter}/{name}"
+                judged = [
+                    each
+                    for claim, (docname, _) in self.book.evidence.items()
+                    if docname == f"book/{notebook}"
+                    for each in self.book.larger.get(claim, ())
+                    if each.scale == scale
+                ]
+                if not file.claims:
+                    continue
+                environment = self.book.kept.get((scale, notebook))
+                agree = sum(each.expected for each in judged)
+                cells = (
+                    notebook,
+                    duration(cost.seconds[scale]) if scale in cost.seconds else "—",
+                    f"{cost.memory[scale] / 1000:.1f} GB" if scale in cost.memory else "—",
+                    "not run" if environment is None else f"yes, {environment.get('cpu') or 'unknown processor'}",
+                    f"{agree} of {len(judged)} claims" if judged else "—",
+                )
+                body += nodes.row("", *(nodes.entry("", nodes.paragraph(text=cell)) for cell in cells))
+        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in heads), cols=len(heads))
+        head = nodes.row("", *(nodes.entry("", nodes.paragraph(text=text)) for text in heads))
+        group += [nodes.thead("", head), body]
+        return [nodes.table("", group, classes=["larger-runs"])]
 
     def control(self, node: Quote) -> list[nodes.Node]:
         """Return the control's value, and whether the rule rejects it."""
@@ -338,6 +374,7 @@ WRITERS: dict[str, Callable[[Writer, Quote], list[nodes.Node]]] = {
     "origin": Writer.origin,
     "filter": Writer.filter,
     "environment": Writer.environment,
+    "larger-runs": Writer.larger_runs,
 }
 
 
