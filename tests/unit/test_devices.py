@@ -60,7 +60,7 @@ def _completion(device: str) -> Any:
     target = torch.einsum("ni,nj,nk->nijk", *(_normal(2, 4, seed=s) for s in range(3))).sum(0, keepdim=True)
     factors = [0.1 * _normal(1, 4, 6, seed=5 + s).to(device) for s in range(3)]
     problem = TensorCompletion(target.to(device), torch.ones_like(target, dtype=torch.bool).to(device), order=3)
-    return dynamics.group_rmsprop(factors, problem, max_steps=30).factors
+    return dynamics.group_rmsprop(factors, problem, tol=1.0, patience=1, check_every=1).factors
 
 
 CASES: dict[str, Callable[[str], Any]] = {

@@ -687,7 +687,7 @@ def test_what_was_not_run_at_a_larger_scale_says_so(edited):
     shown = text_of(page(edited, "table"))
     assert shown.count("at scale paper: not run") == 2
     *_, row = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*rank/flow(?:(?!</tr>).)*</tr>", page(edited, "table"), re.DOTALL)
-    assert text_of(row).split() == "rank/flow 2.5 h 2.5 GB not run —".split()
+    assert text_of(row).split() == ["rank/flow", "2.5", "h", "2.5", "GB", "not", "run", "—"]
 
     evidence = {"id": "rank.grows", "scale": "paper", "samples": [2.5, 2.75, 3.0], "control": [-68.25] * 3}
     kept = edited / "evidence/paper/rank/claims.json"
