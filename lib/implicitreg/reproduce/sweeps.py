@@ -7,6 +7,7 @@ the library, the data and the installed versions.
 
 import dis
 import hashlib
+import importlib
 import inspect
 import io
 import os
@@ -367,7 +368,17 @@ class Computed:
 def _payload(function: Callable[..., Any], settings: Mapping[str, Any]) -> bytes:
     import cloudpickle
 
-    raw: bytes = cloudpickle.dumps((function, dict(settings)))
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Sends modules by name, those too that are objects of classes of their own, such as ``torch.ops``."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, types.ModuleType) and type(obj) is not types.ModuleType:
+                return importlib.import_module, (obj.__name__,)
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump((function, dict(settings)))
+    raw = buffer.getvalue()
     if len(raw) > LARGEST:
         name, size = getattr(function, "__name__", "the function"), f"{len(raw) / 1e6:.0f}"
         raise ValueError(

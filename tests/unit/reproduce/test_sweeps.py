@@ -265,6 +265,15 @@ def test_a_real_pool_and_a_cell_that_hangs() -> None:
     assert done.error == "it took longer than 2 s (--cell-timeout)"
 
 
+def test_names_that_torch_has_too_do_no_harm() -> None:
+    """With the function goes every loaded module that a name in it could mean, and some of torch's are odd ones."""
+    names = notebook("import torch\nclass_count = 3\ndef f(x):\n    return x.classes + x.ops + torch.ones(()).item()")
+    names["f"].__globals__["x"] = None
+    payload = sweeps._payload(names["f"], {"x": 1})
+    done = sweeps.compute(sweeps.Cell(payload))
+    assert done.error == "AttributeError: 'int' object has no attribute 'classes'"
+
+
 def test_what_carries_too_much_is_refused() -> None:
     names = notebook("import torch\nbig = torch.zeros(5_000_000, dtype=torch.float64)\ndef f():\n    return big.sum()")
     with pytest.raises(ValueError, match=r"f\(\) carries 40 MB of data along, more than 34"):
