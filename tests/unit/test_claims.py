@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,9 @@ from implicitreg.claims import (
     recorded,
     summarise,
 )
+from implicitreg.claims.ledger import measured_words
+from implicitreg.claims.rules import number
+from implicitreg.claims.statistics import Statistic
 
 CLAIM = {
     "number": "C01",
@@ -537,3 +541,14 @@ def test_a_direction_must_reject_the_control_where_it_decides(tmp_path):
     assert judge(claim, evidence(middle, [-0.5]), "book").verdict == "reproduced in direction"
     assert judge(claim, evidence(middle, [0.5]), "book").verdict == "unguarded"
     assert judge(claim, evidence([2 + s for s in TIGHT], [0.5]), "book").verdict == "reproduced"
+
+
+def test_what_is_printed_does_not_hang_on_round_off():
+    """A tie is broken the same on every machine, and values that are round-off are not printed."""
+    assert number(0.84375) == number(0.84375 * (1 - 1e-15)) == number(0.84375 * (1 + 1e-15)) == "0.8438"
+    assert number(2.5e-9, 1) == number(2.5e-9 * (1 + 1e-14), 1)
+    claim = load(Path(__file__).parents[2] / "book/rank/claims.yml").claims["five-by-five-ones"]
+    for most in (1.765e-14, 1.776e-14, 9e-13):
+        words = measured_words(claim, Statistic(most, 5e-16, most, 16, "max"), "book")
+        assert words == "at most 0.015 (n = 16)"
+    assert "max 1.5e-9" in measured_words(claim, Statistic(1.5e-9, 5e-16, 1.5e-9, 16, "max"), "book")

@@ -50,15 +50,19 @@ def _plain(values: Any, name: str, claim: str) -> list[Any]:
     ]
 
 
+ROUND_OFF = 1e-12  # what a few hundred operations in float64 leave of a zero
+
+
 def measured_words(claim: Claim, measured: Statistic, scale: str) -> str:
     """Return a measured statistic with its interval and n, as tables print it.
 
-    Where the claim is an identity, the digits are those of round-off and differ between machines: only whether
-    the tolerance holds is told.
+    Where the claim is an identity, or the values are, the digits are those of round-off and differ between machines:
+    only whether the tolerance holds is told.
     """
     rule = claim.accept[scale]
     count = "" if measured.statistic == "value" else f" (n = {measured.n})"
-    if claim.kind == "identity" and rule.rule == "at_most" and rule.meets(measured.low, measured.high):
+    exact = claim.kind == "identity" or 0 <= measured.low < measured.high < ROUND_OFF
+    if exact and rule.rule == "at_most" and rule.meets(measured.low, measured.high):
         return f"{rule.words()}{count}"
     text, low, high = (number(v, rule.digits) for v in (measured.value, measured.low, measured.high))
     if measured.statistic == "value":

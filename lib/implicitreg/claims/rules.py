@@ -19,6 +19,8 @@ def number(value: float, digits: int = 4) -> str:
     """
     if value == 0:
         return "0"
+    # A tie, such as 0.84375, is broken by what the number is, not by the round-off of the machine that computed it.
+    value = float(f"{value:.10g}")
     if not 1e-4 <= abs(value) < 1e7:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
