@@ -111,8 +111,9 @@ def _evidence(project: Project, done: Mapping[str, dict[str, Any]]) -> str:
 def keep(project: Project, run: Run) -> list[Path]:
     """Keep the claims of a run larger than ``book``, so that the book shows them beside the recorded ones.
 
-    For each chapter that recorded a claim, ``evidence/<scale>/<chapter>/claims.json`` is replaced by what it recorded:
-    the claims as in any ``claims.json``, without times, and the samples from which the book judges them anew.
+    For each chapter that recorded a claim, ``evidence/<scale>/<chapter>/claims.json`` takes what it recorded: the
+    claims as in any ``claims.json``, without times, and the samples from which the book judges them anew. What is
+    kept of notebooks that the run does not have stays, each claim with the environment that it was measured in.
 
     Parameters
     ----------
@@ -146,9 +147,29 @@ def keep(project: Project, run: Run) -> list[Path]:
         claims = [replace(one, seconds=None) for one in judged if one.judgement.claim.id in known]
         path = project.larger_evidence(run.scale, chapter)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, to_json({**claims_json(run.environment, claims), "evidence": samples}).encode())
+        content = {**claims_json(run.environment, claims), "evidence": samples}
+        others = {one.judgement.claim.id for one in judged} - known
+        for part, kept in _kept_of_others(path, set(of_chapter), others).items():
+            content[part] += kept
+        write(path, to_json(content))
         written.append(path)
     return written
+
+
+def _kept_of_others(path: Path, notebooks: set[str], claims: set[str]) -> dict[str, list[Any]]:
+    """Return what is kept already of other notebooks than these, as far as its claims still exist."""
+    if not path.is_file():
+        return {}
+    try:
+        before = json.loads(path.read_text("utf-8"))
+        stay = {
+            entry["id"]: {"environment": before["environment"]} | entry
+            for entry in before["claims"]
+            if entry["notebook"] not in notebooks and entry["id"] in claims
+        }
+        return {"claims": list(stay.values()), "evidence": [one for one in before["evidence"] if one["id"] in stay]}
+    except (ValueError, KeyError, TypeError):
+        raise CommandError(f"{shown(path)} is not what implicitreg keeps: mend or delete it") from None
 
 
 def _joined(text: Any) -> str:

@@ -140,7 +140,7 @@ class Book:
             kept = [Evidence.from_json(entry) for entry in content["evidence"]]
             environment = content["environment"]
             for entry in content["claims"]:
-                self.kept[environment["scale"], entry["notebook"]] = environment
+                self.kept[environment["scale"], entry["notebook"]] = entry.get("environment", environment)
             for evidence in kept:
                 if evidence.id not in self.claims:
                     raise ClaimError(f"evidence for unknown claim {evidence.id!r}")

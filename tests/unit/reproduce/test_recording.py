@@ -211,3 +211,32 @@ def test_only_larger_runs_are_kept(inside: Any, capsys: pytest.CaptureFixture[st
     assert main(["keep", "smoke-seed0"]) == 2
     assert "smoke-seed0 is of scale smoke: only larger runs are kept" in capsys.readouterr().err
     assert not (inside.root / "evidence/smoke").exists()
+
+
+def test_what_is_kept_of_other_notebooks_stays(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    claims = inside.root / "book/toy/claims.yml"
+    first = claims.read_text().partition("claims:\n")[2]
+    claims.write_text(claims.read_text() + first.replace("big", "small").replace("C01", "C02"))
+    inside.notebook("toy/one", records="toy.big")
+    inside.notebook("toy/two", records="toy.small")
+    path = inside.root / "evidence/paper/toy/claims.json"
+    for name in ("toy/one", "toy/two"):
+        assert main(["reproduce", name, "--scale", "paper", "--output", name.replace("/", "-")]) == 0
+        assert main(["keep", str(inside.root / name.replace("/", "-") / "paper-seed0")]) == 0
+    kept = json.loads(path.read_text())
+    assert [entry["id"] for entry in kept["claims"]] == ["toy.small", "toy.big"]
+    assert [entry["id"] for entry in kept["evidence"]] == ["toy.small", "toy.big"]
+    assert "environment" not in kept["claims"][0]
+    assert kept["claims"][1]["environment"]["scale"] == "paper"
+
+    # A claim that is gone, or that another notebook has taken over, is not carried on.
+    inside.notebook("toy/two", records="toy.big")
+    inside.notebook("toy/one", "1 + 1")
+    assert main(["reproduce", "--scale", "paper"]) == 0
+    assert main(["keep", "paper-seed0"]) == 0
+    kept = json.loads(path.read_text())
+    assert [entry["id"] for entry in kept["claims"]] == [entry["id"] for entry in kept["evidence"]] == ["toy.big"]
+    path.write_text("{}")
+    capsys.readouterr()
+    assert main(["keep", "paper-seed0"]) == 1
+    assert "is not what implicitreg keeps: mend or delete it" in capsys.readouterr().err
