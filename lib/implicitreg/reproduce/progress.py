@@ -15,14 +15,14 @@ def duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> [duration(s) for s in (0.4, 14.2, 59.7, 200.0, 5400.0)]
-    ['1 s', '14 s', '1 min', '3 min', '1.5 h']
+    >>> [duration(s) for s in (0.4, 14.2, 59.7, 200.0, 5400.0, 600_000.0)]
+    ['1 s', '14 s', '1 min', '3 min', '1.5 h', '170 h']
     """
     if seconds < 59.5:
         return f"{max(1, round(seconds))} s"
     if seconds < 3570:
         return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.2g} h"
+    return f"{float(f'{seconds / 3600:.2g}'):,g} h"
 
 
 class Forecast:
