@@ -82,10 +82,10 @@ def _show_list(project: Project) -> None:
             print(f"    {notebook.name}")
 
 
-def _device(device: str) -> None:
+def _device(device: str, here: bool = True) -> None:
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}; devices: {listed(DEVICES)}")
-    if device == "cuda":
+    if device == "cuda" and here:
         try:
             import torch
         except ModuleNotFoundError:
@@ -175,7 +175,7 @@ def reproduce(
         _show_list(project)
         return
     notebooks = project.resolve(targets or [])
-    _device(device)
+    _device(device, here=dask is None)
 
     from implicitreg.reproduce import planning, report, runner, runs
 

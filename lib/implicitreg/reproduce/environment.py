@@ -53,6 +53,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _page_cache(stat: Path) -> float:
+    """Return the MB of a container's memory that hold files, and are given up when somebody needs them."""
+    told = dict(line.split() for line in stat.read_text("ascii").splitlines())
+    return int(told.get("inactive_file", told.get("total_inactive_file", 0))) / 1e6
+
+
 def memory() -> tuple[float, float] | None:
     """Return the memory of this machine, or of the container it is, and what of it is free now, in MB.
 
@@ -70,6 +76,7 @@ def memory() -> tuple[float, float] | None:
     ):
         try:
             bound, taken = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) / 1e6 for name in (limit, used))
+            taken -= _page_cache(Path("/sys/fs/cgroup", used).with_name("memory.stat"))
         except (OSError, ValueError):  # no container, or one without a limit ("max")
             continue
         if bound < whole:
@@ -77,7 +84,8 @@ def memory() -> tuple[float, float] | None:
     return whole, max(free, 0.0)
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:
@@ -106,7 +114,7 @@ def describe(project: Project, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch,
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "threads": THREADS,
         "commit": _commit(project.root),
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,

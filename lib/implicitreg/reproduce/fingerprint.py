@@ -18,6 +18,7 @@ from typing import Any
 from implicitreg.reproduce.environment import data_hashes
 from implicitreg.reproduce.project import Notebook, Project
 
+PINNED = "IMPLICITREG_PINNED"
 KEY = "implicitreg"  # in the metadata of an executed notebook
 
 Fingerprint = dict[str, str]
@@ -54,10 +55,20 @@ def _library(folder: Path) -> Iterable[bytes]:
 
 def _constraints(path: Path) -> Iterable[bytes]:
     """Yield the constraints as written, and as installed: an environment may have been changed behind their back."""
+    yield path.read_bytes() if path.is_file() else b""
+    yield from _installed(pinned(path))
+
+
+def pinned(path: Path) -> list[str]:
+    """Return the names that a file of constraints pins."""
     text = path.read_text("utf-8") if path.is_file() else ""
-    yield text.encode()
+    return re.findall(r"^([A-Za-z0-9][\w.-]*)\s*==", text, flags=re.MULTILINE)
+
+
+def _installed(names: Iterable[str]) -> Iterable[bytes]:
+    """Yield Python and packages as they are installed here."""
     yield platform.python_version().encode()
-    for name in re.findall(r"^([A-Za-z0-9][\w.-]*)\s*==", text, flags=re.MULTILINE):
+    for name in names:
         try:
             yield f"{name}=={metadata.version(name)}".encode()
         except metadata.PackageNotFoundError:
@@ -65,19 +76,26 @@ def _constraints(path: Path) -> Iterable[bytes]:
 
 
 def library_code(variables: Mapping[str, str]) -> str:
-    """Return the hash of the library's code that a process with these environment variables will import."""
+    """Return the hash of what a process with these environment variables will compute with.
+
+    That is the library's code, Python, and those of the installed packages that ``$IMPLICITREG_PINNED`` names.
+    """
     places = [Path(place) for place in variables.get("PYTHONPATH", "").split(os.pathsep) if place]
     found = [place / "implicitreg" for place in places if (place / "implicitreg/__init__.py").is_file()]
     package = found[0] if found else Path(__file__).parents[1]
     files = sorted(package.rglob("*.py"))
-    return _hash(part for path in files for part in (path.relative_to(package).as_posix().encode(), path.read_bytes()))
+    code = (part for path in files for part in (path.relative_to(package).as_posix().encode(), path.read_bytes()))
+    return _hash([*code, *_installed(variables.get(PINNED, "").split())])
 
 
 def other_library(wanted: str, variables: Mapping[str, str]) -> str | None:
-    """Return a complaint where this machine would import another library than the run's, if it would."""
+    """Return a complaint where this machine would compute with something else than the run began with, if it would."""
     if library_code(variables) == wanted:
         return None
-    return f"the library on {platform.node()} is another one than the run's: install the same version there"
+    return (
+        f"the library or a package on {platform.node()} is not what the run began with: "
+        "install the same versions there, and edit nothing meanwhile"
+    )
 
 
 def surroundings(project: Project) -> Fingerprint:

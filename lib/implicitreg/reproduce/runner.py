@@ -8,17 +8,21 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from implicitreg.reproduce.environment import describe, kernel_variables, memory, processors
+from implicitreg.reproduce.environment import cpu, describe, kernel_variables, memory, processors
 from implicitreg.reproduce.execution import TOKEN, Job, Outcome, execute, start_worker
 from implicitreg.reproduce.fingerprint import (
+    PINNED,
     library_code,
+    other_library,
+    pinned,
     seal,
     sealed_cost,
 )
@@ -36,7 +40,9 @@ from implicitreg.reproduce.runs import CLAIMS, Judged, claims_json, executed, fa
 from implicitreg.reproduce.storage import locked, make_writable, tidy, to_json, write, writing_to
 from implicitreg.reproduce.sweeps import (
     SPREAD,
+    SUFFIX,
     SURROUNDINGS,
+    USED,
     Cell,
     Computed,
     compute,
@@ -127,6 +133,15 @@ def reproduce(
         evidence is not as it must be.
     """
     folder, settings = plan.folder, plan.settings
+    surroundings = hashlib.sha256(json.dumps(plan.shared, sort_keys=True).encode()).hexdigest()
+    variables = {
+        **kernel_variables(plan.project),
+        **(variables or {}),
+        PINNED: " ".join(pinned(plan.project.constraints)),
+        SURROUNDINGS: surroundings,
+        SPREAD: "1" if settings.scale == "paper" else "",
+    }
+    library, processor = library_code(variables), cpu()
     with locked(folder):
         tidy(folder)
         for step in plan.steps:
@@ -134,15 +149,16 @@ def reproduce(
         jobs = [step for step in plan.steps if step.because]
         count = min(workers or processors(), len(jobs)) if settings.scale != "paper" else workers or processors()
         if jobs and executor is None and scheduler is None:
-            _check_memory(jobs, count)
+            _check_memory(jobs, count, spread=settings.scale == "paper")
         with display([step.notebook.name for step in plan.steps]) as show:
             results = [_reuse(step, show) for step in plan.steps if not step.because]
             if jobs:
-                with _workers(executor, scheduler, count, folder) as (pool, many):
-                    run = _Execution(plan, pool, many, cell_timeout, show, variables or {})
+                unfit = partial(other_library, library, variables)
+                with _workers(executor, scheduler, count, folder, unfit) as (pool, many, processor):
+                    run = _Execution(plan, pool, many, cell_timeout, show, variables, library)
                     results += run.carry_out(jobs)
         judged = judge(plan.project, plan.finished(), settings.scale)
-        environment = describe(plan.project, settings.parameters)
+        environment = describe(plan.project, settings.parameters) | {"cpu": processor}
         write(folder / CLAIMS, to_json(claims_json(environment, judged)))
     order = [step.notebook for step in plan.steps]
     if timed:
@@ -159,7 +175,7 @@ def _clear_way(folder: Path, notebook: Notebook) -> None:
             raise UsageError(f"cannot write to {shown(path)}: Is a directory")
 
 
-def _check_memory(jobs: Sequence[Step], count: int) -> None:
+def _check_memory(jobs: Sequence[Step], count: int, spread: bool) -> None:
     """Refuse what this machine can never hold; warn of what it cannot hold now."""
     told = memory()
     needs = sorted(((step.expected.get("memory", 0.0), step.notebook.name) for step in jobs), reverse=True)
@@ -172,11 +188,12 @@ def _check_memory(jobs: Sequence[Step], count: int) -> None:
             f"{name} needs about {largest:,.0f} MB of memory at this scale, this machine has {whole:,.0f}: "
             "a smaller --scale, or --dask with larger machines"
         )
-    together = sum(need for need, _ in needs[:count])
+    # Where sweeps are spread, all workers may be at cells of the largest notebook.
+    together = count * largest if spread else sum(need for need, _ in needs[:count])
     if together > free:
         logging.getLogger("implicitreg").warning(
-            "the %d largest notebooks may need %s MB of memory together, %s are free: --workers 1 needs %s",
-            min(count, len(needs)),
+            "%d workers may need %s MB of memory together, %s are free: --workers 1 needs %s",
+            count,
             f"{together:,.0f}",
             f"{free:,.0f}",
             f"{largest:,.0f}",
@@ -207,21 +224,21 @@ def _reuse(step: Step, show: Display) -> Result:
 
 @contextmanager
 def _workers(
-    executor: Executor | None, scheduler: str | None, count: int, folder: Path
-) -> Iterator[tuple[Executor, int]]:
-    """Give who does the work, and how much at a time."""
+    executor: Executor | None, scheduler: str | None, count: int, folder: Path, unfit: Callable[[], str | None]
+) -> Iterator[tuple[Executor, int, str]]:
+    """Give who does the work, how much at a time, and on what processors."""
     if executor is not None:
-        yield executor, count
+        yield executor, count, cpu()
         return
     if scheduler is not None:
-        with dask(scheduler) as given:
+        with dask(scheduler, unfit, cpu) as given:
             yield given
         return
     log = folder / "log.txt"
     with writing_to(log):
         log.write_bytes(b"")
     with processes(count, start_worker, os.fspath(log)) as pool:
-        yield pool, count
+        yield pool, count, cpu()
 
 
 @contextmanager
@@ -237,6 +254,12 @@ def _interrupts_held() -> Iterator[None]:
 def _progress_file(folder: Path, notebook: Notebook) -> Path:
     target = executed(folder, notebook.name)
     return target.with_name(f".{target.stem}.progress.tmp")
+
+
+def _stored(cells: Path) -> dict[str, bytes]:
+    """Return the stored cells of a notebook, to be sent to where their folder cannot be seen."""
+    found = {path.stem: read_cell(cells, path.stem) for path in cells.glob(f"*{SUFFIX}")}
+    return {key: encoded for key, encoded in found.items() if encoded is not None}
 
 
 def cells_of(folder: Path, notebook: Notebook) -> Path:
@@ -256,6 +279,7 @@ class _Sweep:
     elsewhere: bool = False
     error: str | None = None
     lost: bool = False
+    resumed: bool = False
 
     def spend(self, seconds: float, memory: int | None) -> None:
         self.seconds += seconds
@@ -278,17 +302,14 @@ class _Execution:
         cell_timeout: int | None,
         show: Display,
         variables: Mapping[str, str],
+        library: str,
     ) -> None:
         self._plan, self._show = plan, show
         self._crew = Crew[tuple[Notebook, str | None]](pool)
         self._many = many
         paper = plan.settings.scale == "paper"
         self._cell_timeout = cell_timeout or (PAPER_CELL_TIMEOUT if paper else CELL_TIMEOUT)
-        self._variables = {**kernel_variables(plan.project), **variables}
-        self._library = library_code(self._variables)
-        surroundings = json.dumps(plan.shared, sort_keys=True).encode()
-        self._variables[SURROUNDINGS] = hashlib.sha256(surroundings).hexdigest()
-        self._variables[SPREAD] = "1" if paper else ""
+        self._variables, self._library = variables, library
         self._steps: dict[Notebook, Step] = {}
         self._sweeps: dict[Notebook, _Sweep] = {}
         self._results: list[Result] = []
@@ -330,7 +351,8 @@ class _Execution:
         cells.mkdir(parents=True, exist_ok=True)
         for name in set_aside_damaged(cells):
             self._show.say(f"{step.notebook.name}: the stored cell {name[:12]}… is damaged: it is computed again")
-        (cells / "used.txt").unlink(missing_ok=True)
+        (cells / USED).unlink(missing_ok=True)
+        self._sweeps[step.notebook].resumed = any(cells.glob(f"*{SUFFIX}"))
         write(cells / TOKEN, secrets.token_hex())
 
     def _start(self, step: Step) -> None:
@@ -345,7 +367,7 @@ class _Execution:
             progress=os.fspath(_progress_file(self._plan.folder, step.notebook)),
             cells=os.fspath(cells),
             token=(cells / TOKEN).read_text("ascii"),
-            shipped={p.stem: read_cell(cells, p.stem) or b"" for p in cells.glob("*.cell")} if sweep.elsewhere else {},
+            shipped=_stored(cells) if sweep.elsewhere else {},
             library=self._library,
         )
         self._crew.submit((step.notebook, None), execute, job)
@@ -366,7 +388,7 @@ class _Execution:
         sweep.spend(outcome.seconds, outcome.memory)
         for key, encoded in outcome.computed.items():
             write_cell(self._cells(step), key, encoded)
-        if outcome.error is None or not outcome.wanted:
+        if not (outcome.error or "").startswith("Suspended") or not outcome.wanted:
             self._finish(self._settle(step, outcome, sweep))
             return
         sweep.rounds += 1
@@ -374,7 +396,7 @@ class _Execution:
             outcome = replace(outcome, error=f"its sweeps asked {_ROUNDS} times for cells that were not there")
             self._finish(self._settle(step, outcome, sweep))
             return
-        sweep.elsewhere = outcome.elsewhere
+        sweep.elsewhere |= outcome.elsewhere
         for key, payload in outcome.wanted.items():
             if read_cell(self._cells(step), key) is None:
                 sweep.waiting.add(key)
@@ -412,6 +434,8 @@ class _Execution:
 
     def _finish(self, result: Result) -> None:
         name = result.notebook.name
+        if result.state == "failed":  # what an earlier run finished is no result of this one
+            executed(self._plan.folder, name).unlink(missing_ok=True)
         took = f" in {result.seconds:.1f} s" if result.seconds else ""
         self._forecast.finish(name, result.seconds)
         self._show.finish(name, result.state + took, self._forecast.left())
@@ -437,15 +461,16 @@ class _Execution:
         finished, broken = executed(folder, name), failed(folder, name)
         if error is not None:
             write(broken, to_json(content))
-            finished.unlink(missing_ok=True)
             where = f" in cell {cell}" if cell else ""
             message = f"{name} failed{where}: {error}; its copy: {shown(broken)}"
             return Result(notebook, "failed", sweep.seconds, message)
-        cost = {"seconds": round(sweep.seconds, 1), "memory": sweep.memory}
+        # What was stored before has taken its time too, which is not known any more.
+        cost = {} if sweep.resumed else {"seconds": round(sweep.seconds, 1), "memory": sweep.memory}
         seal(content, step.prints, self._plan.settings.parameters, cost)
         write(finished, to_json(content))
         broken.unlink(missing_ok=True)
-        forget_unused(self._cells(step))
+        if not sweep.elsewhere:  # else what was used is not known here
+            forget_unused(self._cells(step))
         return Result(notebook, "executed", sweep.seconds)
 
 

@@ -33,7 +33,7 @@ SUFFIX, TASK, USED = ".cell", ".task", "used.txt"
 LARGEST = 32 * 1024**2  # bytes that a function may carry along: it is sent once for each cell
 
 
-class Suspended(Exception):  # noqa: N818  # not an error: the notebook goes on when its cells are there
+class Suspended(BaseException):  # no error: the notebook goes on when its cells are there
     """The notebook cannot go on before cells of work are computed elsewhere."""
 
 
@@ -119,12 +119,16 @@ def _compute(
     crew = Crew[str](executor)
     for key, each in missing.items():
         crew.submit(key, compute, Cell(_payload(function, each)))
+    failure = None  # told once everything that succeeds is stored
     while crew:
         for done, future in crew.done():
             computed: Computed = future.result()
             if computed.result is None:
-                raise RuntimeError(f"a cell of work failed: {computed.error}")
-            yield done, decode(computed.result)
+                failure = failure or computed.error
+            else:
+                yield done, decode(computed.result)
+    if failure is not None:
+        raise RuntimeError(f"a cell of work failed: {failure}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ class _Describer:
                 self.value(inner, f"{where}[{number}]")
         elif isinstance(value, (set, frozenset)):
             self._say(kind, len(value), *sorted(map(repr, value)))
-        elif isinstance(value, types.ModuleType):
+        elif isinstance(value, types.ModuleType) and _installed_module(value):
             self._say("module", value.__name__)
         elif isinstance(value, partial):
             self._say(kind)
@@ -199,7 +203,7 @@ class _Describer:
         else:
             raise TypeError(
                 f"{where} is a {type(value).__qualname__}, which a cell of work cannot use: allowed are numbers, text, "
-                "tensors, arrays, containers and data classes of them, modules and functions"
+                "tensors, arrays, containers and data classes of them, installed modules, and undecorated functions"
             )
 
     def _function(self, function: types.FunctionType) -> None:
@@ -225,13 +229,20 @@ class _Describer:
             if isinstance(constant, types.CodeType):
                 self._code(constant)
             else:
-                self._say(type(constant).__name__, sorted(constant) if isinstance(constant, frozenset) else constant)
+                self._say(
+                    type(constant).__name__,
+                    sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant,
+                )
 
 
 def _installed(named: Any) -> bool:
     """Tell whether a function or class is of the library or an installed package, which are hashed as a whole."""
     module = sys.modules.get(named.__module__ or "__main__")
-    if module is None or module.__name__ == "__main__":
+    return module is not None and _installed_module(module)
+
+
+def _installed_module(module: types.ModuleType) -> bool:
+    if module.__name__ == "__main__":
         return False
     file = getattr(module, "__file__", None)
     if file is None or module.__name__.partition(".")[0] == "implicitreg":
@@ -425,7 +436,7 @@ def run_child() -> None:
         torch.set_num_threads(1)
         function, settings = cloudpickle.loads(payload)
         result = b"R" + encode(function(**settings))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = next(iter(str(error).strip().splitlines()), "")
         result = b"E" + (f"{type(error).__name__}: {first}" if first else type(error).__name__).encode()
     with suppress(BrokenPipeError), answer:

@@ -12,6 +12,7 @@ from implicitreg.reproduce.planning import Plan, Settings
 from implicitreg.reproduce.project import CommandError, Notebook, Project
 from implicitreg.reproduce.runner import reproduce
 from implicitreg.reproduce.runs import RECORDED, judge
+from implicitreg.reproduce.storage import locked
 
 # The plainest code that torch and MKL have: what an older processor would run.
 PLAIN = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
@@ -219,16 +220,17 @@ def verify(
     """
     settings = settings or Settings()
     folder = project.build / "verify"
-    shutil.rmtree(folder, ignore_errors=True)
 
     def execute(name: str, variables: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        shutil.rmtree(folder / name, ignore_errors=True)
         return _execute(project, notebooks, settings, folder / name, variables, workers, scheduler)
 
-    first = execute("first", {})
-    if not twice:
-        names = (RECORDED, "executed")
-        return [compare(project, settings.scale, names, {each.name: each.read() for each in notebooks}, first)]
-    second = execute("second", {})
-    plain = execute("plain", PLAIN)
+    with locked(folder):
+        first = execute("first", {})
+        if not twice:
+            names = (RECORDED, "executed")
+            return [compare(project, settings.scale, names, {each.name: each.read() for each in notebooks}, first)]
+        second = execute("second", {})
+        plain = execute("plain", PLAIN)
     pairs = (("first", "second"), second), (("first", "plain code path"), plain)
     return [compare(project, settings.scale, names, first, other) for names, other in pairs]

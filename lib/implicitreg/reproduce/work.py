@@ -73,7 +73,7 @@ class Crew(Generic[Key]):
     def _hand_out(self, key: Key, attempt: int, submit: Callable[[], "Future[Any]"]) -> None:
         try:
             future = submit()
-        except (BrokenExecutor, RuntimeError) as error:  # the whole executor is gone
+        except Exception as error:  # the whole executor is gone
             future = Future()
             future.set_exception(error)
         self._pending[future] = key, attempt, submit
@@ -89,7 +89,8 @@ class Crew(Generic[Key]):
         for future in finished:
             key, attempt, submit = self._pending.pop(future)
             # Cancelled by nobody here: the scheduler is gone, and handing out again would wait for it for ever.
-            if not future.cancelled() and is_lost(future) and attempt < self._attempts:
+            # Of what kills a worker of Dask, the scheduler has tried others already.
+            if not future.cancelled() and isinstance(future.exception(), BrokenExecutor) and attempt < self._attempts:
                 self._hand_out(key, attempt + 1, submit)
             else:
                 found.append((key, future))
@@ -174,13 +175,20 @@ def processes(count: int, initializer: Callable[..., None], *arguments: Any) -> 
 
 
 @contextmanager
-def dask(address: str) -> Iterator[tuple[Executor, int]]:
-    """Give the workers of a Dask scheduler as an executor, and how many jobs they take at a time.
+def dask(address: str, unfit: Callable[[], str | None], cpu: Callable[[], str]) -> Iterator[tuple[Executor, int, str]]:
+    """Give the workers of a Dask scheduler as an executor, how many jobs they take at a time, and what they are.
+
+    Parameters
+    ----------
+    address
+        The scheduler's.
+    unfit, cpu
+        What each worker is asked: why it cannot take part, if it cannot, and what processor it has.
 
     Raises
     ------
     UsageError
-        Dask is not installed, no scheduler answers at the address, or it has no worker.
+        Dask is not installed, no scheduler answers at the address, it has no worker, or one that is unfit.
     """
     try:
         import distributed
@@ -197,16 +205,24 @@ def dask(address: str) -> Iterator[tuple[Executor, int]]:
         # Asked first, because a client that gets no answer takes its time to say so.
         socket.create_connection((place[1] or place[2], int(place[3])), timeout=10).close()
         client = distributed.Client(address, timeout=10, set_as_default=False)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # of TLS without its configuration, a TypeError
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"--dask: no Dask scheduler answers at {address!r}: {first}") from None
     try:
         threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
         if not threads:
             raise UsageError(f"--dask: the scheduler at {address} has no worker: dask worker {address} starts one")
+        try:
+            complaints, found = client.run(unfit), client.run(cpu)
+        except Exception as error:  # such as a worker where the library is not installed
+            first = next(iter(str(error).splitlines()), "")
+            raise UsageError(f"--dask: a worker cannot take part: {type(error).__name__}: {first}") from None
+        for complaint in filter(None, complaints.values()):
+            raise UsageError(f"--dask: {complaint}")
+        processors = ", ".join(sorted(set(found.values())))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-            yield client.get_executor(pure=False), threads
+            yield client.get_executor(pure=False), threads, processors
     finally:
         # Also gives up what has not been done: workers let go of it (see `leash`).
         with suppress(Exception):
@@ -256,7 +272,7 @@ def _dask_task() -> Callable[[], bool] | None:
 
     def wanted() -> bool:
         task = worker.state.tasks.get(key)
-        alive = worker.status.name in ("running", "paused")
+        alive = worker.status.name in ("running", "paused", "closing_gracefully")
         return alive and task is not None and task.state not in ("cancelled", "released", "forgotten")
 
     return wanted

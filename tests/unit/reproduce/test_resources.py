@@ -47,7 +47,7 @@ def test_the_memory_of_this_machine() -> None:
             4000.0,
             1500.0,
             0,
-            "implicitreg: note: the 2 largest notebooks may need 2,000 MB of memory together, 1,500 are free: "
+            "implicitreg: note: 2 workers may need 2,000 MB of memory together, 1,500 are free: "
             "--workers 1 needs 1,200\n",
         ),
         (4000.0, 3000.0, 0, ""),

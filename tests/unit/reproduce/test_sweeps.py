@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from implicitreg.reproduce import sweeps
+from implicitreg.reproduce.cli import main
 from implicitreg.reproduce.sweeps import cell_key, decode, encode, plain, read_cell, sweep, write_cell
 
 
@@ -105,6 +106,20 @@ def test_recursion_closures_and_functions_of_the_library_have_keys() -> None:
     source = "def outer(k):\n    def f(n):\n        return 1 if n == 0 else k * f(n - 1)\n    return f\nf = outer({})"
     assert key(source.format(2), n=3) != key(source.format(3), n=3)
     assert key("from implicitreg.nets import outputs as f") != key("from implicitreg.nets import gaussian_weights as f")
+
+
+def test_a_module_beside_the_notebook_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content is in no hash, and elsewhere it cannot be imported."""
+    (tmp_path / "beside.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TypeError, match="'beside', which f\\(\\) uses, is a module"):
+        key("import beside\ndef f():\n    return beside.x")
+
+
+def test_sets_of_constants_have_keys() -> None:
+    assert key("def f(x):\n    return x in {1, 'a', None}", x=1) != key(
+        "def f(x):\n    return x in {1, 'b', None}", x=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,8 +321,6 @@ print([float(x) for x in first + second])
 
 @pytest.mark.parametrize("scale", ["book", "paper"])
 def test_a_notebook_with_sweeps(inside: Any, capsys: pytest.CaptureFixture[str], scale: str) -> None:
-    from implicitreg.reproduce.cli import main
-
     log = inside.root / "computed"
     inside.notebook("toy/one", SWEEP.format(log=log), "note = 1", records="toy.big")
     assert main(["reproduce", "--scale", scale]) == 0, capsys.readouterr().err
@@ -335,8 +348,6 @@ def test_a_notebook_with_sweeps(inside: Any, capsys: pytest.CaptureFixture[str],
 
 
 def test_a_cell_that_fails_fails_its_notebook(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from implicitreg.reproduce.cli import main
-
     source = "def f(x):\n    return 1 / x\nsweep(f, [{'x': x} for x in (1, 0)])"
     source = f"from implicitreg.reproduce.sweeps import sweep\n{source}"
     inside.notebook("toy/one", source)
@@ -347,9 +358,20 @@ def test_a_cell_that_fails_fails_its_notebook(inside: Any, capsys: pytest.Captur
     assert inside.executed("toy/two", "paper-seed0").exists()
 
 
+def test_what_failed_is_no_result_of_a_fresh_run(inside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "import pathlib\nfrom implicitreg.reproduce.sweeps import sweep\n"
+    source += "root = str(pathlib.Path('../..').resolve())\n"
+    source += "def f(x):\n    import pathlib\n    return 1 / (0 if pathlib.Path(root, 'bad').exists() else x)\n"
+    inside.notebook("toy/one", source + "sweep(f, [{'x': 1}])", records="toy.big")
+    assert main(["reproduce", "--scale", "paper"]) == 0
+    inside.write("bad", "")
+    assert main(["reproduce", "--scale", "paper", "--fresh"]) == 1
+    assert "1 not run" in capsys.readouterr().out
+    assert not inside.executed("toy/one", "paper-seed0").exists()
+
+
 def test_a_sweep_that_never_asks_for_the_same_cells_ends(inside: Any, capsys: Any, monkeypatch: Any) -> None:
     from implicitreg.reproduce import runner
-    from implicitreg.reproduce.cli import main
 
     monkeypatch.setattr(runner, "_ROUNDS", 2)
     source = "import time\nfrom implicitreg.reproduce.sweeps import sweep\nsweep(round, [{'number': time.time()}])"

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from implicitreg.reproduce.project import UsageError
+from implicitreg.reproduce.work import dask
+
 from .conftest import SWEEP, WAIT, Cluster, Started, claims_of, computed, lives, stored, until
 
 
@@ -109,11 +112,21 @@ def test_refusals(toy: Any, cluster: Cluster, tmp_path: Path) -> None:
     assert "has no worker: dask worker tcp://127.0.0.1:" in done.stderr
 
 
-def test_a_worker_with_another_library_is_refused(toy: Any, cluster: Cluster) -> None:
-    toy.notebook("toy/one", records="toy.big")
-    toy.write("lib/implicitreg/__init__.py", "__version__ = '0'\n")
-    # On this machine, the run's own library is found by its path; another machine has only what is installed there.
-    job = "from implicitreg.reproduce.fingerprint import library_code, other_library\n"
-    job += f"wanted = library_code({{'PYTHONPATH': {str(toy.root / 'lib')!r}}})\nprint(other_library(wanted, {{}}))"
-    done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=True)
-    assert "is another one than the run's: install the same version there" in done.stdout
+def test_a_worker_that_is_unfit_is_refused(cluster: Cluster) -> None:
+    for unfit, said in (
+        (lambda: "another library", "--dask: another library"),
+        (lambda: 1 / 0, "--dask: a worker cannot take part: ZeroDivisionError: division by zero"),
+    ):
+        with pytest.raises(UsageError, match=said), dask(cluster.address, unfit, lambda: "a processor"):
+            pass
+    with dask(cluster.address, lambda: None, lambda: "a processor") as (executor, threads, processors):
+        assert (threads, processors) == (2, "a processor")
+        assert executor.submit(abs, -3).result() == 3
+
+
+def test_another_library_or_package_is_told() -> None:
+    for variables, said in (({}, "None"), ({"IMPLICITREG_PINNED": "pytest"}, "is not what the run began with")):
+        job = "from implicitreg.reproduce.fingerprint import library_code, other_library\n"
+        job += f"print(other_library(library_code({{}}), {variables!r}))"
+        asked = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=True)
+        assert said in asked.stdout
