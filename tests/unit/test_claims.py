@@ -546,6 +546,7 @@ def test_a_direction_must_reject_the_control_where_it_decides(tmp_path):
 def test_what_is_printed_does_not_hang_on_round_off():
     """A tie is broken the same on every machine, and values that are round-off are not printed."""
     assert number(0.84375) == number(0.84375 * (1 - 1e-15)) == number(0.84375 * (1 + 1e-15)) == "0.8438"
+    assert number(2.09726402473, 12) == "2.09726402473"
     assert number(2.5e-9, 1) == number(2.5e-9 * (1 + 1e-14), 1)
     claim = load(Path(__file__).parents[2] / "book/rank/claims.yml").claims["five-by-five-ones"]
     for most in (1.765e-14, 1.776e-14, 9e-13):

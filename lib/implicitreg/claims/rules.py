@@ -20,7 +20,7 @@ def number(value: float, digits: int = 4) -> str:
     if value == 0:
         return "0"
     # A tie, such as 0.84375, is broken by what the number is, not by the round-off of the machine that computed it.
-    value = float(f"{value:.10g}")
+    value = float(f"{value:.{max(10, digits + 3)}g}")
     if not 1e-4 <= abs(value) < 1e7:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
@@ -42,6 +42,8 @@ class _Rule(BaseModel):
 
     of: Of
     reason: str = Field(min_length=1)
+    # With how many digits the statistic is printed, where round-off decides the others: of 48 trainings, one may turn.
+    told: int | None = Field(default=None, ge=1, le=12)
 
     @property
     def edges(self) -> tuple[float, float]:
@@ -74,7 +76,7 @@ class _Rule(BaseModel):
     @property
     def digits(self) -> int:
         """Significant digits with which a statistic is told."""
-        return 4
+        return self.told or 4
 
     def reduce(self, samples: list[Any]) -> list[Any]:
         """Return the numbers the statistic is taken of."""
@@ -140,7 +142,7 @@ class Within(_Rule):
     def digits(self) -> int:
         """Significant digits with which a statistic is told, enough to see a tenth of the tolerance."""
         reach = self.edges[1] - self.value
-        return max(4, math.ceil(math.log10(max(abs(self.value) / reach, 1))) + 1)
+        return self.told or max(4, math.ceil(math.log10(max(abs(self.value) / reach, 1))) + 1)
 
     def words(self) -> str:
         """Return the rule as a short phrase."""

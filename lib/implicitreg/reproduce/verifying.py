@@ -78,8 +78,12 @@ class Comparison:
 
 def _texts(cell: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a cell shows as text: what it prints, tables, and the words of its figures."""
+    streams: dict[str, str] = {}  # whole: they arrive in pieces as they please
     for output in cell.get("outputs", ()):
-        yield "".join(output.get("text", ""))
+        if output["output_type"] == "stream":
+            streams[output["name"]] = streams.get(output["name"], "") + "".join(output["text"])
+    yield from (streams[name] for name in sorted(streams))
+    for output in cell.get("outputs", ()):
         for kind, content in sorted(output.get("data", {}).items()):
             if kind.startswith("text/"):
                 yield "".join(content)

@@ -45,6 +45,13 @@ def test_words_of_figures_count_and_pictures_do_not() -> None:
     assert [(each.cell, each.before, each.after) for each in moved] == [(2, "3", "4")]
 
 
+def test_pieces_of_one_stream_are_no_difference() -> None:
+    before, after = _notebook("one 1\ntwo 2\n"), _notebook("one 1\ntwo 2\n")
+    pieces = [{"output_type": "stream", "name": "stdout", "text": text} for text in ("one 1\ntw", "o 2\n")]
+    after["cells"][0]["outputs"] = pieces
+    assert printed("toy/one", before, after) == ([], 2)
+
+
 def test_an_output_that_is_missing_is_a_difference() -> None:
     moved, _ = printed("toy/one", _notebook("a", "b"), _notebook("a"))
     assert [(each.cell, each.before, each.after) for each in moved] == [(2, "b", "")]
