@@ -329,7 +329,9 @@ SETTLED = 1e-2
 def _chart(w0: Tensor, depth: int, problem: MatrixCompletion, floats: _Problem) -> _Chart:
     """Return the coordinates in which the flow from ``w0`` is regular."""
     s = torch.linalg.svdvals(w0)
-    if s[1] <= 0:
+    # Of a singular matrix, round-off may leave a second singular value, but none of the determinant.
+    determinant = w0[0, 0] * w0[1, 1] - w0[0, 1] * w0[1, 0]
+    if s[1] <= 0 or (determinant == 0 and s[1] <= torch.finfo(s.dtype).eps * s[0]):
         raise ValueError("w0: must have full rank; the flow from a singular matrix never leaves the singular matrices")
     if s[0] > s[1]:
         return _LogSingular.of(w0, depth, floats)
