@@ -43,7 +43,8 @@ class _Rule(BaseModel):
     of: Of
     reason: str = Field(min_length=1)
     # With how many digits the statistic is printed, where round-off decides the others: of 48 trainings, one may turn.
-    told: int | None = Field(default=None, ge=1, le=12)
+    # Nothing that is accepted hangs on it, so no claims.json has it.
+    told: int | None = Field(default=None, ge=1, le=12, exclude=True)
 
     @property
     def edges(self) -> tuple[float, float]:
