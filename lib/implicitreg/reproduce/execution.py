@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from implicitreg.reproduce.work import handover, memory_of
 
 TOKEN = ".token"
 LANGUAGE = "python"
+LONGEST_SOCKET = 100  # characters in the path of a socket: macOS takes 103, Linux 107
 KERNEL = {"display_name": "Python 3", "language": LANGUAGE, "name": "python3"}
 
 
@@ -102,18 +104,31 @@ class Outcome:
     elsewhere: bool = False
 
 
-def _kernel_manager(variables: Mapping[str, str]) -> type:
+def _kernel_manager(place: Path, variables: Mapping[str, str]) -> type:
     """Return a kernel manager that knows one kernel: this interpreter.
 
-    A notebook names its kernel, ``python3``; which interpreter that is depends on what users have registered.
+    A notebook names its kernel, ``python3``; which interpreter that is depends on what users have registered. They
+    talk through sockets in ``place``: a free TCP port may be another process's by the time that the kernel is up.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
 
     # -P: neither this folder nor the working directory may shadow what the kernel imports while it starts.
     argv = [sys.executable, "-P", os.fspath(Path(__file__).with_name("child.py")), "-f", "{connection_file}"]
 
+    connection = os.fspath(place / "kernel.json")
+    short = len(os.fsencode(connection)) < LONGEST_SOCKET - len("-ipc-5")
+
     class ThisInterpreter(AsyncKernelManager):
+        @default("connection_file")
+        def _in_place(self) -> str:
+            return connection
+
+        @default("transport")
+        def _through_files(self) -> str:
+            return "ipc" if short and hasattr(socket, "AF_UNIX") else "tcp"
+
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(argv=argv, env=dict(variables), display_name="Python 3", language=LANGUAGE)
@@ -209,7 +224,7 @@ def _execute(job: Job, place: Path, variables: Mapping[str, str]) -> Outcome:
             language=LANGUAGE,
             progress_bar=False,
             execution_timeout=job.cell_timeout,
-            kernel_manager_class=_kernel_manager(variables),
+            kernel_manager_class=_kernel_manager(place, variables),
             resources={"metadata": {"path": folder}},
             record_timing=False,
             on_notebook_start=lambda notebook: live.append(notebook),

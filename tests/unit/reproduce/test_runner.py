@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -57,6 +58,20 @@ def _planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 def test_kernel_is_this_interpreter_in_the_chapter(finished: Path) -> None:
     text = _text(finished / "_build/runs/book-seed0/toy/two.ipynb")
     assert text == f"{finished / 'book/toy'} {sys.executable} 1\n"
+
+
+@pytest.mark.parametrize(("depth", "transport"), [(0, "ipc"), (3, "tcp")])
+def test_kernels_share_no_ports_where_paths_are_short(toy: Any, depth: int, transport: str) -> None:
+    """A free port may be taken before the kernel binds it; a socket's path may have some hundred characters."""
+    told = "from ipykernel.connect import get_connection_info as get; print(get(unpack=True)['transport'])"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        place = Path(folder, *["deep" * 10] * depth)
+        place.mkdir(parents=True, exist_ok=True)
+        toy.notebook("toy/one", told, records="toy.big")
+        done = toy.run("reproduce", env={**os.environ, "TMPDIR": str(place)})
+        assert done.returncode == 0, done.stderr
+        assert not list(place.iterdir())
+    assert _text(toy.executed("toy/one")) == f"{transport}\n"
 
 
 def test_no_cell_is_added_where_nothing_was_turned(finished: Path) -> None:
