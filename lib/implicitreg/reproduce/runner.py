@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -241,16 +240,6 @@ def _workers(
         yield pool, count, cpu()
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they would begin with a traceback, before they can say otherwise."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 def _progress_file(folder: Path, notebook: Notebook) -> Path:
     target = executed(folder, notebook.name)
     return target.with_name(f".{target.stem}.progress.tmp")
@@ -322,11 +311,10 @@ class _Execution:
         self._forecast = Forecast({s.notebook.name: s.expected.get("seconds") for s in steps}, self._many)
         if left := self._forecast.left():
             self._show.say(f"about {duration(left)} for {len(steps)} notebook{'s' * (len(steps) > 1)}")
-        with _interrupts_held():
-            for step in queue:
-                self._steps[step.notebook], self._sweeps[step.notebook] = step, _Sweep()
-                self._prepare_cells(step)
-                self._start(step)
+        for step in queue:
+            self._steps[step.notebook], self._sweeps[step.notebook] = step, _Sweep()
+            self._prepare_cells(step)
+            self._start(step)
         import scipy.stats  # noqa: F401  # for the verdicts: takes most of a second, free while the notebooks run
 
         while self._crew:

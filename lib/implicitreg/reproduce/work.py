@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -133,6 +135,10 @@ class Processes(ThreadPoolExecutor):
     def _in_process(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         pool = getattr(self._mine, "pool", None)
         if pool is None:
+            # For this thread and what it starts: a process that Ctrl-C reaches while it starts ends with a traceback.
+            # The run's first thread hears it for all.
+            resource_tracker.ensure_running()  # before, because starting it lifts what is held
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             # Not forked: a fork would share the terminal's threads and hold the lock beyond the run's death.
             spawn = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(1, spawn, initializer=self._first, initargs=self._arguments)

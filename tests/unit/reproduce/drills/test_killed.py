@@ -1,11 +1,14 @@
 """Killed runs and killed workers: nothing is left behind, nothing half-written is read, and the next run goes on."""
 
+import gc
 import signal
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import pytest
+
+from implicitreg.reproduce.work import processes
 
 from .conftest import SWEEP, WAIT, Started, claims_of, computed, lives, started_by_implicitreg, stored, until
 
@@ -97,6 +100,14 @@ def test_killed_within_a_sweep(toy: Any, begin: Callable[..., Started], scale: s
     alone = toy.run("reproduce", "--scale", scale, "--output", "alone")
     assert alone.returncode == 0
     assert claims_of(toy, scale) == claims_of(toy, scale, "alone")
+
+
+def test_no_process_is_interrupted_while_it_starts() -> None:
+    """Ctrl-C reaches all processes of a terminal, also those that have not come to say what they do about it."""
+    with processes(1, gc.collect) as pool:
+        held = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT in held
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_interrupted_and_second_run_at_once(toy: Any, waiting: Callable[[], Started]) -> None:
