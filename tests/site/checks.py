@@ -399,13 +399,13 @@ def scroll(page: Any, widths: Iterable[int] = WIDTHS) -> list[str]:
 
 
 # The theme lets keys reach what scrolls when the window and the page have not changed for 300 ms. The time is the
-# page's own, as a busy machine may show a new width late.
+# page's own, and begins with a change of ours: a busy machine may tell the page of its new width any time later.
 _QUIET = """() => new Promise((resolve) => {
   let timer = 0;
   const wait = () => { clearTimeout(timer); timer = setTimeout(resolve, 400); };
   window.addEventListener("resize", wait);
   new MutationObserver(wait).observe(document.body, { subtree: true, childList: true });
-  requestAnimationFrame(() => requestAnimationFrame(wait));
+  window.dispatchEvent(new Event("resize"));
 })"""
 
 # axe's time grows with the square of what is on a page. It is spared what it cannot tell apart: of the code's coloured
@@ -444,6 +444,7 @@ _ONE_OF_A_KIND = """() => {
 def axe(page: Any, rules: Sequence[str] = ()) -> list[str]:
     """Complain of what axe-core finds serious or critical, by these rules or by all but those on colours."""
     if "scrollable-region-focusable" in rules:
+        page.wait_for_function("width => window.innerWidth === width", arg=page.viewport_size["width"])
         page.evaluate(_QUIET)
     page.evaluate(_SPARE)
     every = {"rules": {rule: {"enabled": False} for rule in COLOUR_RULES}}
