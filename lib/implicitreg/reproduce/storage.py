@@ -30,9 +30,8 @@ def write(path: Path, content: str | bytes) -> None:
         os.replace(unfinished, path)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.errno and error.filename is None
-        ):  # a full disk is told without the file's name
+        # A full disk is told without the file's name.
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = os.fspath(path)
         raise
 
